@@ -1,0 +1,4 @@
+//! depotfs: repositories of a binary repository manager as ordinary directories.
+
+pub mod change;
+pub mod checksum;
