@@ -64,8 +64,8 @@ impl StagingDir {
     /// What was set aside, in the order of the names.
     pub fn aside(&self) -> Result<Vec<Aside>> {
         let mut found = Vec::new();
-        for entry in self.volume.names(ASIDE)?.unwrap_or_default() {
-            let Some(name) = parse_name(&entry.name) else { continue };
+        for name in self.volume.names(ASIDE)?.unwrap_or_default() {
+            let Some(name) = parse_name(&name) else { continue };
             if let Some(aside) = self.one_aside(name)? {
                 found.push(aside);
             }

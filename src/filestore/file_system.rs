@@ -203,21 +203,22 @@ impl FileSystem {
         after: Option<&str>,
         visit: &mut Visit<'_>,
     ) -> Result<ControlFlow<()>> {
-        for entry in self.volume.names(folder)?.unwrap_or_default() {
-            if after.is_some_and(|after| entry.name.as_str() <= after) {
+        for name in self.volume.names(folder)?.unwrap_or_default() {
+            if after.is_some_and(|after| name <= *after) {
                 continue;
             }
-            let path = format!("{folder}/{}", entry.name);
-            let found = self.volume.stat(&path)?;
-            // Removed since the folder was read.
-            let Some(found) = found else { continue };
-            let sum = Checksum::parse(&entry.name).filter(|sum| blob_path(sum) == path && is_file(&found));
-            let whole = self.volume.at(&path);
-            let listed = match sum {
-                Some(sum) => Listed::Blob { sum, size: found.st_size as u64 },
-                None => Listed::Stray(&whole),
+            let whole = self.volume.path().join(folder).join(&name);
+            let sum = name.to_str().and_then(Checksum::parse);
+            let shown = match sum.filter(|sum| whole == self.volume.at(&blob_path(sum))) {
+                Some(sum) => match self.volume.stat(&blob_path(&sum))? {
+                    // Removed since the folder was read.
+                    None => continue,
+                    Some(found) if is_file(&found) => visit(Listed::Blob { sum, size: found.st_size as u64 }),
+                    Some(_) => visit(Listed::Stray(&whole)),
+                },
+                _ => visit(Listed::Stray(&whole)),
             };
-            if visit(listed).is_break() {
+            if shown.is_break() {
                 return Ok(ControlFlow::Break(()));
             }
         }
@@ -228,13 +229,10 @@ impl FileSystem {
     fn list_top(&self, visit: &mut Visit<'_>) -> Result<ControlFlow<()>> {
         /// `lost+found` is the file system's own when the directory is a mount point.
         const KNOWN: [&str; 4] = [PRE, ASIDE, MARKER, "lost+found"];
-        for entry in self.volume.names(HERE)?.unwrap_or_default() {
-            let first = u8::from_str_radix(&entry.name, 16);
-            let is_folder = first.is_ok_and(|first| folder(first) == entry.name);
-            if !is_folder
-                && !KNOWN.contains(&entry.name.as_str())
-                && visit(Listed::Stray(&self.volume.at(&entry.name))).is_break()
-            {
+        for name in self.volume.names(HERE)?.unwrap_or_default() {
+            let known = KNOWN.iter().any(|known| name == *known);
+            let is_folder = (0..=u8::MAX).any(|first| name == *folder(first));
+            if !known && !is_folder && visit(Listed::Stray(&self.volume.path().join(&name))).is_break() {
                 return Ok(ControlFlow::Break(()));
             }
         }

@@ -4,6 +4,7 @@
 //! one is a link. Nothing here deletes bytes on its own: `discard` is told, everything else is set aside.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -12,7 +13,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use nix::fcntl::{AtFlags, OFlag};
-use nix::sys::stat::{FchmodatFlags, Mode, fchmodat};
+use nix::sys::stat::{FchmodatFlags, FileStat, Mode, fchmodat, fstat};
 use nix::unistd::{Uid, fchownat, getegid, geteuid};
 use parking_lot::Mutex;
 
@@ -64,20 +65,16 @@ pub struct StagingStat {
 }
 
 impl StagingStat {
-    fn of(file: &File) -> io::Result<StagingStat> {
-        let found = file.metadata()?;
-        Ok(StagingStat {
-            size: found.len(),
-            blocks: found.blocks(),
-            mtime: nanos(found.mtime(), found.mtime_nsec()),
-            ctime: nanos(found.ctime(), found.ctime_nsec()),
-            links: found.nlink(),
-        })
+    fn of(found: &FileStat) -> StagingStat {
+        let nanos = |seconds: i64, rest: i64| seconds.saturating_mul(1_000_000_000).saturating_add(rest);
+        StagingStat {
+            size: found.st_size as u64,
+            blocks: found.st_blocks as u64,
+            mtime: nanos(found.st_mtime, found.st_mtime_nsec),
+            ctime: nanos(found.st_ctime, found.st_ctime_nsec),
+            links: found.st_nlink,
+        }
     }
-}
-
-fn nanos(seconds: i64, rest: i64) -> i64 {
-    seconds.saturating_mul(1_000_000_000).saturating_add(rest)
 }
 
 impl StagingDir {
@@ -157,7 +154,11 @@ impl StagingDir {
 
     /// What stat(2) knows of a staging file.
     pub fn stat(&self, name: StagingName) -> Result<StagingStat> {
-        self.open(name)?.stat().doing("stat", self.volume.at(&staging_path(name)))
+        let path = staging_path(name);
+        match self.volume.stat(&path)? {
+            Some(found) => Ok(StagingStat::of(&found)),
+            None => Err(io::Error::from(io::ErrorKind::NotFound)).doing("stat", self.volume.at(&path)),
+        }
     }
 
     /// Makes bytes and names durable, many at once with one flush.
@@ -220,7 +221,7 @@ impl StagingDir {
     pub fn names(&self) -> Result<Vec<StagingName>> {
         let names = self.volume.names(PRE)?.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound));
         let names = names.doing("list", self.volume.at(PRE))?;
-        Ok(names.iter().filter_map(|entry| parse_name(&entry.name)).collect())
+        Ok(names.iter().filter_map(|name| parse_name(name)).collect())
     }
 
     /// The directory that the staging files are in.
@@ -230,7 +231,8 @@ impl StagingDir {
 }
 
 /// Reads what `StagingName` writes, and nothing else.
-pub(super) fn parse_name(text: &str) -> Option<StagingName> {
+pub(super) fn parse_name(text: &OsStr) -> Option<StagingName> {
+    let text = text.to_str()?;
     let name = StagingName(u64::from_str_radix(text, 16).ok()?);
     (name.to_string() == text).then_some(name)
 }
@@ -249,7 +251,7 @@ impl StagingReader {
 
     /// What stat(2) knows of it.
     pub fn stat(&self) -> io::Result<StagingStat> {
-        StagingStat::of(&self.file)
+        Ok(StagingStat::of(&fstat(&self.file)?))
     }
 
     /// SHA-1 and BLAKE3 of its bytes; `None` when `go_on` said false on the way.
@@ -288,7 +290,7 @@ impl StagingWriter {
 
     /// What stat(2) knows of it.
     pub fn stat(&self) -> io::Result<StagingStat> {
-        StagingStat::of(&self.file)
+        Ok(StagingStat::of(&fstat(&self.file)?))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::process::Command;
 use std::time::Instant;
@@ -219,10 +220,13 @@ fn strays_are_told_and_an_unfinished_listing_is_an_error() {
     for stray in [folder.join("junk"), folder.join(&upper), folder.join(&elsewhere), depot.dir.join("note")] {
         fs::write(stray, b"").unwrap();
     }
+    let no_text = folder.join(std::ffi::OsStr::from_bytes(b"\xff"));
+    fs::write(no_text, b"").unwrap();
     let mut found = listed(depot.provider(), None);
     found.retain(|(_, size)| size.is_none());
     found.sort();
-    let mut expected = ["junk".to_owned(), upper, elsewhere, "note".to_owned()].map(|name| (name, None));
+    let mut expected = ["junk".to_owned(), upper, elsewhere, "note".to_owned(), "\u{fffd}".to_owned()]
+        .map(|name| (name, None));
     expected.sort();
     assert_eq!(found, expected);
     fs::remove_dir(depot.dir.join("fe")).unwrap();
@@ -462,6 +466,25 @@ fn a_disk_without_inodes_refuses_a_put_and_leaves_nothing() {
     }
     let depot = depot.reopened();
     depot.store.put(&batch[..1]).unwrap();
+}
+
+#[test]
+fn bytes_that_the_disk_below_loses_are_never_called_forced() {
+    // The image of the disk has a hole where there is no room to fill it: writing back fails as on a broken disk.
+    let Some(below) = Mounted::tmpfs("size=48m") else { return };
+    let images = TempDir::new_in(below.path()).unwrap();
+    let Some(mounted) = Mounted::made_by("mkfs.ext4", &images) else { return };
+    let depot = Depot::on(mounted.path());
+    let safe = put(depot.provider(), b"before");
+    let bytes = vec![5; 8 * MIB as usize];
+    let batch: Vec<_> = (0..10).map(|_| staged(depot.provider(), &bytes)).collect();
+    let lost = batch.iter().filter(|(_, one)| depot.store.force_staging(&[one.name]).is_err()).count();
+    assert!(lost > 0, "more was written than fits below");
+    let later = batch.iter().filter(|(_, one)| depot.store.force_staging(&[one.name]).is_err()).count();
+    assert!(later >= lost, "{lost} were refused, then {later}");
+    depot.store.put(&batch).unwrap_err();
+    assert_eq!(depot.store.stat_blob(&batch[0].0).unwrap(), None);
+    assert_eq!(bytes_of(&depot.store.open_blob(&safe, 6).unwrap()), b"before");
 }
 
 #[test]

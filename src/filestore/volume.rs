@@ -3,15 +3,17 @@
 //! Everything is reached through one descriptor of the directory, by paths relative to it: a directory that is unmounted
 //! or replaced underneath is not confused with another one of that name.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use nix::dir::{Dir, Type};
+use nix::dir::Dir;
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
-use nix::sys::stat::{Mode, mkdirat};
+use nix::sys::stat::{FileStat, Mode, fstatat, mkdirat};
 use nix::sys::statvfs::fstatvfs;
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 
@@ -62,13 +64,6 @@ impl From<Error> for NotForced {
     fn from(error: Error) -> NotForced {
         NotForced { file: None, error }
     }
-}
-
-/// What one name of a folder is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Name {
-    pub(super) name: String,
-    pub(super) is_dir: bool,
 }
 
 impl Volume {
@@ -145,9 +140,9 @@ impl Volume {
 
     /// Removes what a crash left of steps that go through a temporary name; nobody else uses the directory meanwhile.
     fn clear_temporaries(&self) -> Result<()> {
-        for entry in self.names(PRE)?.unwrap_or_default() {
-            if entry.name.ends_with(".tmp") {
-                self.remove(&format!("{PRE}/{}", entry.name))?;
+        for name in self.names(PRE)?.unwrap_or_default() {
+            if let Some(name) = name.to_str().filter(|name| name.ends_with(".tmp")) {
+                self.remove(&format!("{PRE}/{name}"))?;
             }
         }
         Ok(())
@@ -231,10 +226,9 @@ impl Volume {
         Ok(File::from(opened))
     }
 
-    /// Size of what has this name, and whether it is a regular file; `None` when nothing has.
-    pub(super) fn stat(&self, path: &str) -> Result<Option<nix::sys::stat::FileStat>> {
-        match nix::sys::stat::fstatat(&self.root, path, AtFlags::AT_SYMLINK_NOFOLLOW).map_err(io::Error::from)
-        {
+    /// What stat(2) knows of what has this name (a symlink is not followed); `None` when nothing has.
+    pub(super) fn stat(&self, path: &str) -> Result<Option<FileStat>> {
+        match fstatat(&self.root, path, AtFlags::AT_SYMLINK_NOFOLLOW).map_err(io::Error::from) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             found => found.doing("stat", self.at(path)).map(Some),
         }
@@ -267,7 +261,7 @@ impl Volume {
     }
 
     /// The names in a folder, sorted; `None` when there is no such folder.
-    pub(super) fn names(&self, folder: &str) -> Result<Option<Vec<Name>>> {
+    pub(super) fn names(&self, folder: &str) -> Result<Option<Vec<OsString>>> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let mut dir = match Dir::openat(&self.root, folder, flags, Mode::empty()).map_err(io::Error::from) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -276,12 +270,12 @@ impl Volume {
         let mut names = Vec::new();
         for entry in dir.iter() {
             let entry = entry.doing("list", self.at(folder))?;
-            let name = entry.file_name().to_string_lossy().into_owned();
+            let name = OsStr::from_bytes(entry.file_name().to_bytes());
             if name != "." && name != ".." {
-                names.push(Name { is_dir: entry.file_type() == Some(Type::Directory), name });
+                names.push(name.to_owned());
             }
         }
-        names.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        names.sort_unstable();
         Ok(Some(names))
     }
 
