@@ -2,3 +2,5 @@
 
 pub mod change;
 pub mod checksum;
+pub mod filestore;
+pub mod sys;
