@@ -3,4 +3,5 @@
 pub mod change;
 pub mod checksum;
 pub mod filestore;
+pub mod index;
 pub mod sys;
