@@ -2,3 +2,8 @@
 
 pub mod change;
 pub mod checksum;
+pub mod clock;
+pub mod config;
+pub mod metrics;
+pub mod sys;
+pub mod worker;

@@ -1,0 +1,4 @@
+//! Raw system calls and interfaces of the kernel; the only room where `unsafe` may stand.
+
+pub mod mountinfo;
+pub mod process;
