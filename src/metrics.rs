@@ -123,7 +123,9 @@ mod tests {
     fn every_metric_is_rendered_with_its_value() {
         CONTROL_REFUSED.add(3);
         let text = render();
-        assert!(text.contains("# TYPE depotfs_control_refused_total counter\ndepotfs_control_refused_total "));
+        assert!(
+            text.contains("# TYPE depotfs_control_refused_total counter\ndepotfs_control_refused_total ")
+        );
         assert_eq!(text.lines().filter(|l| !l.starts_with('#')).count(), TABLE.len());
     }
 }

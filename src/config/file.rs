@@ -23,7 +23,8 @@ pub fn parse(text: &str) -> Result<Values, String> {
 
 /// Checks one `key=value` as `init --set` takes it.
 pub fn assignment(text: &str) -> Result<(&'static str, String), String> {
-    let (name, value) = text.split_once('=').ok_or_else(|| format!("\"{text}\" is not of the form key=value"))?;
+    let (name, value) =
+        text.split_once('=').ok_or_else(|| format!("\"{text}\" is not of the form key=value"))?;
     let key = keys::find(DEPOT, name.trim())?;
     if key.default.is_none() {
         return Err(format!("\"{}\" cannot be chosen: init makes it", key.name));
@@ -35,7 +36,8 @@ pub fn assignment(text: &str) -> Result<(&'static str, String), String> {
 
 /// The text of a depot.toml with these values, the remaining keys as comments with their defaults.
 pub fn render(values: &Values) -> String {
-    let mut text = String::from("# Configuration of a depotfs depot. Relative paths start at this directory.\n");
+    let mut text =
+        String::from("# Configuration of a depotfs depot. Relative paths start at this directory.\n");
     let mut section = "";
     for key in DEPOT {
         let (its_section, name) = key.name.rsplit_once('.').unwrap_or(("", key.name));
@@ -63,7 +65,8 @@ fn collect(prefix: &str, table: &Table, values: &mut Values) -> Result<(), Strin
             continue;
         }
         let key = keys::find(DEPOT, &name)?;
-        let value = text_of(key.kind, value).ok_or_else(|| format!("{name}: {value} is not {}", key.kind.wanted()))?;
+        let value = text_of(key.kind, value)
+            .ok_or_else(|| format!("{name}: {value} is not {}", key.kind.wanted()))?;
         key.kind.check(&value).map_err(|why| format!("{name}: {why}"))?;
         values.insert(key.name, value);
     }
@@ -145,7 +148,12 @@ mod tests {
     fn assignments_are_checked() {
         assert_eq!(assignment("log.level = debug"), Ok(("log.level", "debug".into())));
         assert_eq!(assignment("index=/a=b"), Ok(("index", "/a=b".into())));
-        for (bad, part) in [("index", "key=value"), ("indx=/a", "\"index\""), ("id=1", "init makes it"), ("atime=x", "atime")] {
+        for (bad, part) in [
+            ("index", "key=value"),
+            ("indx=/a", "\"index\""),
+            ("id=1", "init makes it"),
+            ("atime=x", "atime"),
+        ] {
             assert!(assignment(bad).unwrap_err().contains(part), "{bad}");
         }
     }

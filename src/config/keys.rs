@@ -130,10 +130,9 @@ pub const REPOSITORY: &[Key] = &[
 
 /// The row of `name`, or a message that names the nearest known key.
 pub fn find(table: &'static [Key], name: &str) -> Result<&'static Key, String> {
-    table
-        .iter()
-        .find(|key| key.name == name)
-        .ok_or_else(|| format!("unknown key \"{name}\"{}", suggestion(name, table.iter().map(|key| key.name))))
+    table.iter().find(|key| key.name == name).ok_or_else(|| {
+        format!("unknown key \"{name}\"{}", suggestion(name, table.iter().map(|key| key.name)))
+    })
 }
 
 impl Kind {
@@ -179,12 +178,16 @@ pub(super) fn parse_owner(value: &str) -> Result<(Option<u32>, Option<u32>), Str
     let uid = match (user, user.parse::<u32>()) {
         ("", _) => None,
         (_, Ok(number)) => Some(number),
-        (name, Err(_)) => Some(known("user", name, User::from_name(name).map(|u| u.map(|u| u.uid)))?.as_raw()),
+        (name, Err(_)) => {
+            Some(known("user", name, User::from_name(name).map(|u| u.map(|u| u.uid)))?.as_raw())
+        }
     };
     let gid = match (group, group.parse::<u32>()) {
         ("", _) => None,
         (_, Ok(number)) => Some(number),
-        (name, Err(_)) => Some(known("group", name, Group::from_name(name).map(|g| g.map(|g| g.gid)))?.as_raw()),
+        (name, Err(_)) => {
+            Some(known("group", name, Group::from_name(name).map(|g| g.map(|g| g.gid)))?.as_raw())
+        }
     };
     Ok((uid, gid))
 }
@@ -204,7 +207,9 @@ fn check_filter(value: &str) -> Result<(), String> {
     if level || filter {
         return Ok(());
     }
-    Err(format!("\"{value}\" is not one of error, warn, info, debug, trace, nor a filter such as \"info,depotfs::vfs=debug\""))
+    Err(format!(
+        "\"{value}\" is not one of error, warn, info, debug, trace, nor a filter such as \"info,depotfs::vfs=debug\""
+    ))
 }
 
 #[cfg(test)]
@@ -215,7 +220,11 @@ mod tests {
     fn every_row_is_well_formed() {
         for table in [DEPOT, REPOSITORY] {
             for key in table {
-                assert!(key.name.bytes().all(|b| b.is_ascii_lowercase() || b"-.".contains(&b)), "{}", key.name);
+                assert!(
+                    key.name.bytes().all(|b| b.is_ascii_lowercase() || b"-.".contains(&b)),
+                    "{}",
+                    key.name
+                );
                 assert!(key.doc.ends_with('.'), "{}", key.name);
                 if let Some(default) = key.default {
                     assert_eq!(key.kind.check(default), Ok(()), "default of {}", key.name);
@@ -228,7 +237,10 @@ mod tests {
     #[test]
     fn an_unknown_key_is_refused_with_the_nearest_one() {
         let text = find(DEPOT, "file-system.blob-moed").unwrap_err();
-        assert!(text.contains("\"file-system.blob-moed\"") && text.contains("\"file-system.blob-mode\""), "{text}");
+        assert!(
+            text.contains("\"file-system.blob-moed\"") && text.contains("\"file-system.blob-mode\""),
+            "{text}"
+        );
         assert!(find(REPOSITORY, "durability").is_ok());
     }
 

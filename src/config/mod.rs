@@ -130,7 +130,9 @@ impl Config {
         let path = depot.join(FILE);
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Error::NotADepot(depot.into())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(Error::NotADepot(depot.into()));
+            }
             Err(error) => return Err(Error::Read(path, error)),
         };
         let values = file::parse(&text).map_err(|why| Error::Wrong(path.clone(), why))?;

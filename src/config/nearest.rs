@@ -37,9 +37,13 @@ mod tests {
 
     #[test]
     fn counts_the_edits() {
-        for (a, b, edits) in
-            [("", "", 0), ("a", "", 1), ("index", "index", 0), ("idnex", "index", 1), ("kitten", "sitting", 3)]
-        {
+        for (a, b, edits) in [
+            ("", "", 0),
+            ("a", "", 1),
+            ("index", "index", 0),
+            ("idnex", "index", 1),
+            ("kitten", "sitting", 3),
+        ] {
             assert_eq!(distance(a, b), edits, "{a} {b}");
             assert_eq!(distance(b, a), edits, "{b} {a}");
         }

@@ -46,7 +46,10 @@ pub fn depots() -> io::Result<Vec<Mount>> {
 /// The mount that holds `path`, an absolute path without `..` or symbolic links: found without touching the path.
 pub fn holder<'a>(mounts: &'a [Mount], path: &Path) -> Option<&'a Mount> {
     // max_by_key returns the last of equals, which is the one on top.
-    mounts.iter().filter(|m| path.starts_with(&m.mountpoint)).max_by_key(|m| m.mountpoint.components().count())
+    mounts
+        .iter()
+        .filter(|m| path.starts_with(&m.mountpoint))
+        .max_by_key(|m| m.mountpoint.components().count())
 }
 
 /// Reads lines as proc_pid_mountinfo(5) describes them; those that do not fit are skipped.
@@ -67,7 +70,13 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
         Some(more) => format!("{own_options},{}", String::from_utf8_lossy(more)),
         None => own_options,
     };
-    Some(Mount { device: (device.0.parse().ok()?, device.1.parse().ok()?), mountpoint, options, kind, source })
+    Some(Mount {
+        device: (device.0.parse().ok()?, device.1.parse().ok()?),
+        mountpoint,
+        options,
+        kind,
+        source,
+    })
 }
 
 fn path(field: &[u8]) -> PathBuf {
@@ -81,7 +90,9 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     while let [first, after @ ..] = rest {
         let octal = |b: u8| (b'0'..=b'7').contains(&b).then(|| u32::from(b - b'0'));
         let escaped = match rest {
-            [b'\\', a, b, c, ..] => octal(*a).zip(octal(*b)).zip(octal(*c)).map(|((a, b), c)| a * 64 + b * 8 + c),
+            [b'\\', a, b, c, ..] => {
+                octal(*a).zip(octal(*b)).zip(octal(*c)).map(|((a, b), c)| a * 64 + b * 8 + c)
+            }
             _ => None,
         };
         match escaped.and_then(|value| u8::try_from(value).ok()) {
@@ -114,7 +125,8 @@ pub fn unmount(mountpoint: &Path, lazily: bool) -> io::Result<()> {
     }
     let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     // fusermount3 tells the cause only in words; these are the C library's for EBUSY.
-    let kind = if said.contains("resource busy") { io::ErrorKind::ResourceBusy } else { io::ErrorKind::Other };
+    let kind =
+        if said.contains("resource busy") { io::ErrorKind::ResourceBusy } else { io::ErrorKind::Other };
     Err(io::Error::new(kind, format!("fusermount3 -u says: {said}")))
 }
 

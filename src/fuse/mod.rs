@@ -1,0 +1,3 @@
+//! The kernel boundary.
+
+pub mod options;
