@@ -1,7 +1,20 @@
 //! depotfs: repositories of a binary repository manager as ordinary directories.
 
-pub mod change;
-pub mod checksum;
+// From the outside in: each room calls those below it only.
+pub mod fuse;
+
+pub mod control;
+
+pub mod vfs;
+
 pub mod filestore;
 pub mod index;
+
+// Leaves.
+pub mod change;
+pub mod checksum;
+pub mod clock;
+pub mod config;
+pub mod metrics;
 pub mod sys;
+pub mod worker;
