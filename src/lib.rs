@@ -5,6 +5,7 @@ pub mod fuse;
 
 pub mod control;
 
+pub mod jobs;
 pub mod vfs;
 
 pub mod filestore;

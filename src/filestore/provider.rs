@@ -112,7 +112,7 @@ pub struct ProviderStatus {
 }
 
 /// Room of a file system.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Space {
     /// Bytes in all.
     pub capacity: u64,

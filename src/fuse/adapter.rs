@@ -1,9 +1,8 @@
 //! One method per request: take it apart, call the tree, answer.
 
 use std::ffi::OsStr;
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -11,7 +10,7 @@ use std::time::SystemTime;
 
 use fuser::{
     BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
-    ForgetOne, Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
     ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs,
     ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
@@ -156,12 +155,6 @@ impl Filesystem for Adapter {
 
     fn forget(&self, _req: &Request, ino: INodeNo, _nlookup: u64) {
         self.vfs.forget(self.root.ino(ino));
-    }
-
-    fn batch_forget(&self, _req: &Request, nodes: &[ForgetOne]) {
-        for node in nodes {
-            self.vfs.forget(self.root.ino(node.nodeid()));
-        }
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
@@ -457,14 +450,14 @@ impl Filesystem for Adapter {
     fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
         const BLOCK: u64 = 4096;
         match self.vfs.space() {
-            Ok(space) => {
+            Ok((space, files)) => {
                 let blocks = |bytes: u64| bytes / BLOCK;
                 let files_free = blocks(space.available);
                 reply.statfs(
                     blocks(space.capacity),
                     blocks(space.free),
                     blocks(space.available),
-                    space.files + files_free,
+                    files + files_free,
                     files_free,
                     BLOCK as u32,
                     crate::vfs::NAME_BYTES_MAX as u32,
@@ -629,6 +622,3 @@ fn nothing() -> FileAttr {
         flags: 0,
     }
 }
-
-#[allow(unused)]
-fn unused(_: &File, _: &dyn AsFd) {}

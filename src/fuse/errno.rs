@@ -27,7 +27,7 @@ pub fn errno(error: &Error) -> Errno {
         Error::BeyondEnd => Errno::ENXIO,
         Error::BadHandle => Errno::EBADF,
         Error::ReadOnly => Errno::EROFS,
-        Error::Failed { .. } => Errno::EIO,
+        Error::Failed { .. } | Error::Altered(_) => Errno::EIO,
         Error::Backlog => Errno::ENOSPC,
         Error::Index(error) => index_errno(error),
         Error::Store(error) => store_errno(error),
@@ -47,4 +47,37 @@ pub fn level(error: &Error) -> Level {
 
 fn io_errno(error: &std::io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_i32)
+}
+
+fn index_errno(error: &index::Error) -> Errno {
+    match error {
+        index::Error::Exists { .. } => Errno::EEXIST,
+        index::Error::NotFound { .. } => Errno::ENOENT,
+        index::Error::NotEmpty { .. } => Errno::ENOTEMPTY,
+        index::Error::Stale { .. } => Errno::ESTALE,
+        index::Error::Loop { .. } | index::Error::Invalid { .. } => Errno::EINVAL,
+        index::Error::TooManyLinks { .. } => Errno::EMLINK,
+        index::Error::Full { .. } => Errno::ENOSPC,
+        index::Error::Io { source, .. } => io_errno(source),
+        index::Error::Collision { .. }
+        | index::Error::Busy { .. }
+        | index::Error::Corrupt { .. }
+        | index::Error::Newer { .. }
+        | index::Error::Foreign { .. }
+        | index::Error::Sql { .. } => Errno::EIO,
+    }
+}
+
+fn store_errno(error: &filestore::Error) -> Errno {
+    match error {
+        filestore::Error::Io { source, .. } => io_errno(source),
+        filestore::Error::Missing(_)
+        | filestore::Error::WrongSize { .. }
+        | filestore::Error::Changed { .. }
+        | filestore::Error::Linked { .. }
+        | filestore::Error::Unforced { .. }
+        | filestore::Error::Foreign { .. }
+        | filestore::Error::NotADepotDirectory { .. }
+        | filestore::Error::NoHardLinks { .. } => Errno::EIO,
+    }
 }

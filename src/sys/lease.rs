@@ -3,18 +3,19 @@
 //! The kernel grants a read lease only while no descriptor and no mapping of the file is open for writing, those that it
 //! serves by passthrough included.
 
-use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// A read lease, given back when dropped.
 #[derive(Debug)]
 pub struct Lease {
-    file: File,
+    file: OwnedFd,
 }
 
 /// Takes a read lease on `file`, which must be open read-only; `None` when somebody can still write it.
-pub fn read_lease(file: File) -> io::Result<Option<Lease>> {
+pub fn read_lease(file: impl AsFd) -> io::Result<Option<Lease>> {
+    // A lease belongs to the open file, so a second descriptor of it keeps it.
+    let file = file.as_fd().try_clone_to_owned()?;
     // SAFETY: F_SETLEASE takes an int and touches no memory of ours.
     let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_RDLCK) };
     if result == 0 {
@@ -42,7 +43,7 @@ pub fn ignore_break_signal() {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs::OpenOptions;
+    use std::fs::{File, OpenOptions};
 
     #[test]
     fn a_lease_is_granted_only_without_writers() {

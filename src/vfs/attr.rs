@@ -1,6 +1,7 @@
 //! stat(2), chmod(2), chown(2), truncate(2), utimensat(2), statfs(2), and times of last read.
 
 use crate::change::{Change, Ino, Inode, Kind, Nanos};
+use crate::filestore::Space;
 use crate::vfs::acl;
 use crate::vfs::caller::{has_set_id_bits, without_set_id_bits};
 use crate::vfs::node::Locked;
@@ -42,19 +43,6 @@ pub struct SetAttributes {
     pub atime: Option<SetTime>,
     /// Last change of the bytes.
     pub mtime: Option<SetTime>,
-}
-
-/// Numbers of statfs(2), in bytes.
-#[derive(Clone, Copy, Debug)]
-pub struct Space {
-    /// All there is.
-    pub capacity: u64,
-    /// Free.
-    pub free: u64,
-    /// Free for ordinary users.
-    pub available: u64,
-    /// Inodes of the tree.
-    pub files: u64,
 }
 
 /// Largest file: the kernel's offsets are signed.
@@ -173,7 +161,7 @@ impl Vfs {
             Some(staged) => {
                 let file = self.store.open_staging(staged.row.file)?;
                 let what = || Error::io(format!("read the time of staging file {}", staged.row.file));
-                let written = super::stage::mtime_of(file.file()).map_err(what())?;
+                let written = file.stat().map_err(what())?.mtime;
                 let mut row = staged.row.clone();
                 if written != UNTOUCHED {
                     staged.fresh = true;
@@ -194,7 +182,7 @@ impl Vfs {
         }
         self.commit(&changes)?;
         if let Some(file) = touched {
-            crate::sys::file::set_mtime(file.file(), UNTOUCHED).map_err(Error::io("set the time of a staging file"))?;
+            crate::sys::content::set_mtime(&file, UNTOUCHED).map_err(Error::io("set the time of a staging file"))?;
         }
         Ok(())
     }
@@ -215,7 +203,7 @@ impl Vfs {
             .store
             .open_staging_writer(name)
             .map_err(Error::from)
-            .and_then(|writer| writer.file().set_len(size).map_err(Error::io(format!("set the size of inode {}", inode.ino))));
+            .and_then(|writer| writer.set_len(size).map_err(Error::io(format!("set the size of inode {}", inode.ino))));
         if node.writers == 0 {
             self.close_staged(node);
         }
@@ -268,15 +256,11 @@ impl Vfs {
         Ok(())
     }
 
-    /// Numbers of statfs(2).
-    pub fn space(&self) -> Result<Space> {
-        let space = self.store.free_space()?;
+    /// Numbers of statfs(2): room for bytes, and how many inodes there are.
+    pub fn space(&self) -> Result<(Space, u64)> {
+        // A filestore that does not know, or does not answer, is shown as full rather than as endless.
+        let space = self.store.free_space().unwrap_or_default();
         let counts = self.index.counts()?;
-        Ok(Space {
-            capacity: space.capacity,
-            free: space.free,
-            available: space.available,
-            files: counts.files + counts.directories + counts.other,
-        })
+        Ok((space, counts.files + counts.directories + counts.other))
     }
 }

@@ -1,9 +1,8 @@
 //! Checksums as attributes, and the names that commands give to blobs.
 
-use crate::change::{BlobRow, Ino, Kind};
-use crate::checksum::{Checksum, hex, published_digests};
+use crate::change::{BlobRow, Change, Ino, Kind};
+use crate::checksum::{Checksum, hex};
 use crate::vfs::{Error, Result, Vfs};
-use crate::change::Change;
 
 /// Up to this size SHA-256 and MD5 are computed while the caller waits; larger ones are queued.
 const DIGEST_AT_ONCE_BYTES_MAX: u64 = 16 << 20;
@@ -57,7 +56,7 @@ impl Vfs {
     fn publish_digests(&self, row: &BlobRow) -> Result<BlobRow> {
         let blob = self.store.open_blob(&row.checksum, row.size)?;
         let what = Error::io(format!("read blob {}", row.checksum));
-        let (sha256, md5) = published_digests(blob.file()).map_err(what)?;
+        let (sha256, md5) = blob.published_digests().map_err(what)?;
         if !self.options.read_only {
             match self.commit(&[Change::Digests { checksum: row.checksum, sha256, md5 }]) {
                 // Collected meanwhile: nobody needs them.

@@ -11,7 +11,8 @@
 use std::sync::atomic::Ordering;
 
 use crate::change::{Change, Ino, Inode, Kind};
-use crate::sys::file as sys;
+use crate::sys::content as sys;
+use crate::sys::file::copy_range;
 use crate::vfs::node::{CloneOf, Locked, Serving, Staged};
 use crate::vfs::stage::UNTOUCHED;
 use crate::vfs::{Error, Result, Vfs, now};
@@ -175,10 +176,10 @@ impl Vfs {
             let blob = self.store.open_blob(&clone.checksum, clone.size)?;
             let writer = self.store.open_staging_writer(clone.file)?;
             let what = || Error::io(format!("copy blob {} into staging file {}", clone.checksum, clone.file));
-            sys::copy_range(blob.file(), 0, writer.file(), 0, clone.covered).map_err(what())?;
-            writer.file().set_len(clone.covered).map_err(what())?;
+            copy_range(&blob, 0, &writer, 0, clone.covered).map_err(what())?;
+            writer.set_len(clone.covered).map_err(what())?;
             if node.staged.is_none() {
-                sys::set_mtime(writer.file(), UNTOUCHED).map_err(what())?;
+                sys::set_mtime(&writer, UNTOUCHED).map_err(what())?;
             }
         }
         if node.staged.is_none() {
@@ -226,7 +227,17 @@ impl Vfs {
             self.store.open_staging_writer(staged.row.file)?
         };
         let _gate = self.blob_reads.read();
-        sys::copy_range(reader.file(), from.offset, writer.file(), to.offset, len)
-            .map_err(Error::io(format!("copy bytes of inode {} to inode {}", from.ino, to.ino)))
+        let what = || Error::io(format!("copy bytes of inode {} to inode {}", from.ino, to.ino));
+        let end = to.offset + len;
+        let there = writer.stat().map_err(what())?.size;
+        // Holes are copied as holes: what is there must be one first.
+        if to.offset < there {
+            sys::allocate(&writer, to.offset, len, sys::Allocate::PunchHole).map_err(what())?;
+        }
+        copy_range(&*reader, from.offset, &writer, to.offset, len).map_err(what())?;
+        if end > there {
+            writer.set_len(end).map_err(what())?;
+        }
+        Ok(len)
     }
 }

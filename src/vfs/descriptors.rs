@@ -1,7 +1,8 @@
 //! Descriptors of staging files and blobs that the daemon reads and writes itself, kept open within a bound.
 
-use std::fs::File;
+use std::io;
 use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use lru::LruCache;
@@ -25,11 +26,20 @@ pub enum Reader {
 }
 
 impl Reader {
-    /// The file itself, open read-only.
-    pub fn file(&self) -> &File {
+    /// Reads at `offset`; fewer bytes than asked only at the end.
+    pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         match self {
-            Reader::Blob(blob) => blob.file(),
-            Reader::Staging(staging) => staging.file(),
+            Reader::Blob(blob) => blob.read_at(buffer, offset),
+            Reader::Staging(staging) => staging.read_at(buffer, offset),
+        }
+    }
+}
+
+impl AsFd for Reader {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Reader::Blob(blob) => blob.as_fd(),
+            Reader::Staging(staging) => staging.as_fd(),
         }
     }
 }

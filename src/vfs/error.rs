@@ -3,6 +3,7 @@
 use std::io;
 
 use crate::change::Ino;
+use crate::checksum::Checksum;
 use crate::{filestore, index};
 
 /// Failure of an operation on the tree.
@@ -73,6 +74,9 @@ pub enum Error {
         /// Why, from the seal.
         why: String,
     },
+    /// A blob's bytes are not those of its name.
+    #[error("blob {0} has altered bytes: restore it from a backup, or write the file again")]
+    Altered(Checksum),
     /// Too much waits to be sealed, and it does not get less.
     #[error("the backlog of unsealed files stays full")]
     Backlog,

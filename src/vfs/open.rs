@@ -6,12 +6,13 @@
 //! - written while readers are on the blob's file: that file becomes the staging file and the blob gets a copy (`stage`);
 //! - otherwise through the daemon and the kernel's page cache, which all handles share.
 
-use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::change::{Change, Ino, Inode, Kind, ROOT, StagingName};
 use crate::checksum::Checksum;
-use crate::sys::file as sys;
+use crate::filestore::BlobFile;
+use crate::sys::content as sys;
 use crate::vfs::acl;
 use crate::vfs::attr::Attributes;
 use crate::vfs::caller::{has_set_id_bits, without_set_id_bits};
@@ -20,7 +21,7 @@ use crate::vfs::stage::UNTOUCHED;
 use crate::vfs::{Caller, Durability, Error, Result, Verify, Vfs, check_new_name, now};
 
 /// Makes the kernel open a file for passthrough; given by `fuse` with each request.
-pub type Register<'a> = &'a dyn Fn(&File) -> io::Result<Token>;
+pub type Register<'a> = &'a dyn Fn(BorrowedFd<'_>) -> io::Result<Token>;
 
 /// Clean files up to this size are read through the kernel's page cache: an open costs less, and most are read once.
 const PASSTHROUGH_BYTES_MIN: u64 = 32 * 1024;
@@ -104,7 +105,7 @@ impl Vfs {
         let ino = inode.ino;
         let file = self.next_staging()?;
         let writer = self.store.stage(file)?;
-        sys::set_mtime(writer.file(), UNTOUCHED).map_err(Error::io(format!("set the time of staging file {file}")))?;
+        sys::set_mtime(&writer, UNTOUCHED).map_err(Error::io(format!("set the time of staging file {file}")))?;
         drop(writer);
         let row = self.staged_row(&inode, file);
         let cookie = self.index.next_number()?;
@@ -116,7 +117,7 @@ impl Vfs {
             self.give_up_staging(file);
             drop(node);
             return match error {
-                Error::Index(crate::index::Error::Exists) if !access.exclusive => {
+                Error::Index(crate::index::Error::Exists { .. }) if !access.exclusive => {
                     let existing = self.index.lookup(parent, name)?.ok_or(Error::NotFound)?;
                     let opened = self.open(caller, existing.ino, access, register)?;
                     Ok((self.attributes(existing.ino)?, opened))
@@ -210,7 +211,7 @@ impl Vfs {
         self.make_dirty(node, inode, 0)?;
         let Some(staged) = &node.staged else { return Err(Error::Stale(inode.ino)) };
         let writer = self.store.open_staging_writer(staged.row.file)?;
-        writer.file().set_len(0).map_err(Error::io(format!("empty staging file {}", staged.row.file)))
+        writer.set_len(0).map_err(Error::io(format!("empty staging file {}", staged.row.file)))
     }
 
     /// A second, empty staging file for a file that nobody has open: the first may be what a power cut leaves.
@@ -272,7 +273,7 @@ impl Vfs {
         // The kernel opens the file anew with the flags of whoever opens it; a read-only descriptor of ours leaves no
         // writer behind that would stand in the way of a lease.
         let file = self.store.open_staging(name)?;
-        Ok(self.register(file.file(), register).map(|token| Backing { token, source: Source::Staging(name), owns: None }))
+        Ok(self.register(file.as_fd(), register).map(|token| Backing { token, source: Source::Staging(name), owns: None }))
     }
 
     /// Checks that the blob can be served, and takes its file for passthrough if that is free.
@@ -282,11 +283,11 @@ impl Vfs {
         }
         let latch = self.store.latch(sum);
         let blob = self.store.open_blob(sum, inode.size)?;
-        self.verify_at_open(inode, sum, blob.file())?;
+        self.verify_at_open(inode, sum, &blob)?;
         if !self.passthrough() || inode.size < PASSTHROUGH_BYTES_MIN || self.owners.lock().contains_key(sum) {
             return Ok(None);
         }
-        let token = self.register(blob.file(), register);
+        let token = self.register(blob.as_fd(), register);
         if token.is_some() {
             self.owners.lock().insert(*sum, inode.ino);
         }
@@ -294,7 +295,7 @@ impl Vfs {
         Ok(token.map(|token| Backing { token, source: Source::Blob(*sum), owns: Some(*sum) }))
     }
 
-    fn register(&self, file: &File, register: Register<'_>) -> Option<Token> {
+    fn register(&self, file: BorrowedFd<'_>, register: Register<'_>) -> Option<Token> {
         match register(file) {
             Ok(token) => Some(token),
             Err(error) => {
@@ -306,15 +307,15 @@ impl Vfs {
         }
     }
 
-    fn verify_at_open(&self, inode: &Inode, sum: &Checksum, file: &File) -> Result<()> {
+    fn verify_at_open(&self, inode: &Inode, sum: &Checksum, blob: &BlobFile) -> Result<()> {
         let verify = self.settings_of(inode.ino)?.verify;
         if verify == Verify::Never || verify == Verify::FirstOpen && self.verified.lock().contains(sum) {
             return Ok(());
         }
-        let digest = crate::checksum::digest(file, || true).map_err(Error::io(format!("read blob {sum}")))?;
+        let digest = blob.digest(|| true).map_err(Error::io(format!("read blob {sum}")))?;
         if digest.is_none_or(|digest| digest.checksum != *sum) {
             self.report(format!("blob {sum}: altered bytes found when inode {} was opened", inode.ino));
-            return Err(Error::Store(crate::filestore::Error::Altered { checksum: *sum }));
+            return Err(Error::Altered(*sum));
         }
         self.verified.lock().insert(*sum);
         Ok(())

@@ -1,12 +1,10 @@
 //! read(2) and lseek(2) of files that are served through the daemon.
 
-use std::io;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use crate::change::Ino;
 use crate::filestore;
-use crate::sys::file as sys;
+use crate::sys::content as sys;
 use crate::vfs::descriptors::Reader;
 use crate::vfs::{Error, Result, Vfs};
 
@@ -24,22 +22,13 @@ impl Vfs {
     pub fn read(&self, ino: Ino, offset: u64, buffer: &mut [u8]) -> Result<usize> {
         let reader = self.current_reader(ino)?;
         let _gate = self.blob_reads.read();
-        let mut filled = 0;
-        while filled < buffer.len() {
-            match reader.file().read_at(&mut buffer[filled..], offset + filled as u64) {
-                Ok(0) => break,
-                Ok(n) => filled += n,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(Error::io(format!("read inode {ino} at {offset}"))(e)),
-            }
-        }
-        Ok(filled)
+        reader.read_at(buffer, offset).map_err(Error::io(format!("read inode {ino} at {offset}")))
     }
 
     /// Offset of the next data or hole from `offset` on.
     pub fn seek(&self, ino: Ino, offset: u64, what: Seek) -> Result<u64> {
         let reader = self.current_reader(ino)?;
-        sys::seek(reader.file(), offset, what == Seek::Hole)
+        sys::seek(&*reader, offset, what == Seek::Hole)
             .map_err(Error::io(format!("seek in inode {ino}")))?
             .ok_or(Error::BeyondEnd)
     }

@@ -53,7 +53,7 @@ impl Vfs {
                 let row = &dead[i];
                 self.descriptors.forget_blob(&row.checksum);
                 self.verified.lock().remove(&row.checksum);
-                self.store.remove_blob(&latches[i], &row.checksum)?;
+                self.store.remove_blob(&latches[i])?;
                 blobs += 1;
                 bytes += row.size;
             }

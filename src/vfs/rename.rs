@@ -110,8 +110,9 @@ impl Vfs {
                 self.materialise(node, &inode)?;
             }
         }
+        let writers = node.writers;
         let Some(staged) = &mut node.staged else { return Ok(()) };
-        if staged.row.forced && node.writers == 0 || staged.row.failed.is_some() {
+        if staged.row.forced && writers == 0 || staged.row.failed.is_some() {
             return Ok(());
         }
         let mut row = staged.row.clone();

@@ -5,7 +5,6 @@
 //! longer while the kernel serves it by passthrough (`open::end_serving`).
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -13,7 +12,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::change::{Change, Ino, Nanos, StagingName};
-use crate::checksum::{Checksum, Digest, digest};
+use crate::checksum::{Checksum, Digest};
 use crate::filestore::{self, Staged as ToPut};
 use crate::sys::lease::{Lease, read_lease};
 use crate::vfs::node::{Locked, Serving, Source};
@@ -191,7 +190,7 @@ impl Vfs {
         }
         let reader = self.store.open_staging(file)?;
         let what = || Error::io(format!("read staging file {file}"));
-        let Some(digest) = digest(reader.file(), || !sealing.is_cancelled()).map_err(what())? else { return Ok(None) };
+        let Some(digest) = reader.digest(|| !sealing.is_cancelled()).map_err(what())? else { return Ok(None) };
         let Some(node) = self.nodes.existing(ino) else { return Ok(None) };
         let Some(staged) = &node.staged else { return Ok(None) };
         if sealing.is_cancelled() || staged.row.file != file {
@@ -207,7 +206,7 @@ impl Vfs {
     /// Whether nobody can write the file any more; holds the lease in `sealing`.
     fn lease(&self, file: StagingName, sealing: &Sealing) -> Result<bool> {
         for _ in 0..LEASE_TRIES {
-            let reader: File = self.store.open_staging(file)?.into_file();
+            let reader = self.store.open_staging(file)?;
             let mut lease = sealing.lease.lock();
             if sealing.is_cancelled() {
                 return Ok(false);
@@ -408,7 +407,7 @@ impl Vfs {
         let Some(size) = self.store.stat_blob(sum)? else { return Ok(None) };
         let blob = self.store.open_blob(sum, size)?;
         let what = Error::io(format!("read blob {sum}"));
-        let found = crate::checksum::digest(blob.file(), || true).map_err(what)?;
+        let found = blob.digest(|| true).map_err(what)?;
         Ok(found.filter(|found| found.checksum == *sum).map(|found| (found.size, found.blake3)))
     }
 

@@ -3,18 +3,17 @@
 //! The staging file itself carries the size and, once a write moved it, the mtime of the staged version. As long as its
 //! mtime is [`UNTOUCHED`], no write came since the times in the `staged` row were set.
 
-use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::change::{Change, Inode, Kind, Nanos, StagedRow, StagingName};
 use crate::checksum::Checksum;
 use crate::filestore::{self, StagingWriter};
-use crate::sys::file as sys;
+use crate::sys::content as sys;
 use crate::vfs::descriptors::Reader;
 use crate::vfs::node::{Locked, Serving, Source, Staged};
-use crate::vfs::{Error, Result, Vfs, now};
-use std::sync::Arc;
+use crate::vfs::{Error, Result, Vfs};
 
 /// mtime of a staging file that no write touched since the times of its version were set: one second after 1970, which no
 /// write can leave behind, on file systems that keep whole seconds only as well.
@@ -156,22 +155,22 @@ impl Vfs {
         let name = self.next_staging()?;
         let keep = keep.min(size);
         let writer =
-            if keep == 0 { self.store.stage(name)? } else { self.store.stage_from(name, sum, size, keep)? };
-        sys::set_mtime(writer.file(), UNTOUCHED).map_err(Error::io(format!("set the time of staging file {name}")))?;
+            if keep == 0 { self.store.stage(name)? } else { self.store.stage_from(name, sum, keep)? };
+        sys::set_mtime(&writer, UNTOUCHED).map_err(Error::io(format!("set the time of staging file {name}")))?;
         Ok(name)
     }
 
     /// Makes the file that the kernel serves by passthrough, a blob's own file perhaps, a staging file of one name.
     fn take_over(&self, sum: &Checksum, name: StagingName) -> Result<()> {
         let latch = self.store.latch(sum);
-        self.store.detach(&latch, sum, name)?;
+        self.store.detach(&latch, name)?;
         // Readers of other inodes that hold the old file in the cache must not see what is written to it.
         {
             let _gate = self.blob_reads.write();
             self.descriptors.forget_blob(sum);
         }
         let writer = self.store.open_staging_writer(name)?;
-        sys::set_mtime(writer.file(), UNTOUCHED).map_err(Error::io(format!("set the time of staging file {name}")))
+        sys::set_mtime(&writer, UNTOUCHED).map_err(Error::io(format!("set the time of staging file {name}")))
     }
 
     /// Sees to it that a staging file has one name: a put that was not committed may have left it linked as a blob.
@@ -181,13 +180,11 @@ impl Vfs {
         if self.store.stat_staging(name)?.links == 1 {
             return Ok(());
         }
-        let digest = {
-            let reader = self.store.open_staging(name)?;
-            crate::checksum::digest(reader.file(), || true).map_err(Error::io(format!("read staging file {name}")))?
-        };
+        let reader = self.store.open_staging(name)?;
+        let digest = reader.digest(|| true).map_err(Error::io(format!("read staging file {name}")))?;
         let digest = digest.ok_or(Error::Stale(inode.ino))?;
         let latch = self.store.latch(&digest.checksum);
-        self.store.detach(&latch, &digest.checksum, name)?;
+        self.store.detach(&latch, name)?;
         self.descriptors.forget_blob(&digest.checksum);
         Ok(())
     }
@@ -247,13 +244,3 @@ impl Vfs {
 /// How long a writer waits for the backlog before it is told that there is no room.
 const BACKLOG_WAIT_MAX: Duration = Duration::from_secs(60);
 
-/// mtime of an open file, in the unit of the index.
-pub(super) fn mtime_of(file: &std::fs::File) -> std::io::Result<Nanos> {
-    let meta = file.metadata()?;
-    Ok(meta.mtime() * 1_000_000_000 + meta.mtime_nsec())
-}
-
-/// The time at which a version is set, not before the one it follows.
-pub(super) fn after(previous: Nanos) -> Nanos {
-    now().max(previous)
-}

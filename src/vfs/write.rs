@@ -1,14 +1,13 @@
 //! write(2), fallocate(2), fsync(2), and the part of close(2) that waits.
 
-use std::os::unix::fs::FileExt;
 use std::time::Instant;
 
 use crate::change::{Change, Ino};
-use crate::sys::file as sys;
+use crate::sys::content as sys;
 use crate::vfs::caller::has_set_id_bits;
 use crate::vfs::{Caller, Durability, Error, Result, Vfs};
 
-pub use crate::sys::file::Allocate;
+pub use crate::sys::content::Allocate;
 
 /// Largest file whose close waits for the hash under `durability=close`.
 const HASH_AT_CLOSE_BYTES_MAX: u64 = 256 << 20;
@@ -26,7 +25,7 @@ impl Vfs {
             let staged = node.staged.as_ref().ok_or(Error::Stale(ino))?;
             self.writer(staged.row.file)?
         };
-        writer.file().write_all_at(data, offset).map_err(Error::io(format!("write inode {ino} at {offset}")))
+        writer.write_at(data, offset).map_err(Error::io(format!("write inode {ino} at {offset}")))
     }
 
     /// Allocates, punches or zeroes a range.
@@ -42,7 +41,7 @@ impl Vfs {
             staged.fresh = true;
             self.store.open_staging_writer(staged.row.file)?
         };
-        sys::allocate(writer.file(), offset, len, how).map_err(Error::io(format!("allocate in inode {ino}")))
+        sys::allocate(&writer, offset, len, how).map_err(Error::io(format!("allocate in inode {ino}")))
     }
 
     /// Forces the bytes of a file and every name and attribute committed so far.
@@ -98,7 +97,7 @@ impl Vfs {
         }
         let reader = self.store.open_staging(name)?;
         let what = || Error::io(format!("read staging file {name}"));
-        let Some(digest) = crate::checksum::digest(reader.file(), || true).map_err(what())? else { return Ok(()) };
+        let Some(digest) = reader.digest(|| true).map_err(what())? else { return Ok(()) };
         let collision = self.collides(&digest)?;
         let mut node = self.nodes.lock(ino);
         let Some(staged) = &mut node.staged else { return Ok(()) };
