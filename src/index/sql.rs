@@ -148,29 +148,29 @@ pub(super) fn touch_directory(
     subdirectories: i64,
     max: u32,
 ) -> Result<bool> {
-    const SQL: &str = "UPDATE inode SET mtime = $2, ctime = $2, nlink = nlink + $3 \
-        WHERE ino = $1 AND kind = 2 AND nlink > 0 AND nlink + $3 <= $4";
-    Ok(run(c, "change a directory", SQL, params![db(ino), at, subdirectories, max])? == 1)
+    const SQL: &str = "UPDATE inode SET mtime = $1, ctime = $1, nlink = nlink + $2 \
+        WHERE ino = $3 AND kind = 2 AND nlink > 0 AND nlink + $2 <= $4";
+    Ok(run(c, "change a directory", SQL, params![at, subdirectories, db(ino), max])? == 1)
 }
 
 /// One more name for a living inode that is no directory, within `max`; whether there is one.
 pub(super) fn add_name(c: &Connection, ino: Ino, at: Nanos, max: u32) -> Result<bool> {
-    const SQL: &str = "UPDATE inode SET nlink = nlink + 1, ctime = $2 \
-        WHERE ino = $1 AND kind <> 2 AND nlink > 0 AND nlink < $3";
-    Ok(run(c, "add a name to an inode", SQL, params![db(ino), at, max])? == 1)
+    const SQL: &str = "UPDATE inode SET nlink = nlink + 1, ctime = $1 \
+        WHERE ino = $2 AND kind <> 2 AND nlink > 0 AND nlink < $3";
+    Ok(run(c, "add a name to an inode", SQL, params![at, db(ino), max])? == 1)
 }
 
 /// One name less; the kind of the inode and the links it has left (none for a directory).
 pub(super) fn drop_name(c: &Connection, ino: Ino, at: Nanos) -> Result<Option<(Kind, u32)>> {
-    const SQL: &str = "UPDATE inode SET nlink = CASE WHEN kind = 2 OR nlink < 1 THEN 0 ELSE nlink - 1 END, ctime = $2 \
-        WHERE ino = $1 RETURNING kind, nlink";
-    one(c, "take a name from an inode", SQL, params![db(ino), at], |r| Ok((kind(r, 0)?, r.get(1)?)))
+    const SQL: &str = "UPDATE inode SET nlink = CASE WHEN kind = 2 OR nlink < 1 THEN 0 ELSE nlink - 1 END, ctime = $1 \
+        WHERE ino = $2 RETURNING kind, nlink";
+    one(c, "take a name from an inode", SQL, params![at, db(ino)], |r| Ok((kind(r, 0)?, r.get(1)?)))
 }
 
 /// A new ctime; the kind of the inode.
 pub(super) fn touch(c: &Connection, ino: Ino, at: Nanos) -> Result<Option<Kind>> {
-    const SQL: &str = "UPDATE inode SET ctime = $2 WHERE ino = $1 RETURNING kind";
-    one(c, "change an inode", SQL, params![db(ino), at], |r| kind(r, 0))
+    const SQL: &str = "UPDATE inode SET ctime = $1 WHERE ino = $2 RETURNING kind";
+    one(c, "change an inode", SQL, params![at, db(ino)], |r| kind(r, 0))
 }
 
 /// The attributes that are given; whether the inode is there.
@@ -180,9 +180,9 @@ pub(super) fn set_attributes(
     [mode, uid, gid]: [Option<u32>; 3],
     [atime, mtime, ctime]: [Option<Nanos>; 3],
 ) -> Result<bool> {
-    const SQL: &str = "UPDATE inode SET mode = COALESCE($2, mode), uid = COALESCE($3, uid), gid = COALESCE($4, gid), \
-        atime = COALESCE($5, atime), mtime = COALESCE($6, mtime), ctime = COALESCE($7, ctime) WHERE ino = $1";
-    Ok(run(c, "change attributes", SQL, params![db(ino), mode, uid, gid, atime, mtime, ctime])? == 1)
+    const SQL: &str = "UPDATE inode SET mode = COALESCE($1, mode), uid = COALESCE($2, uid), gid = COALESCE($3, gid), \
+        atime = COALESCE($4, atime), mtime = COALESCE($5, mtime), ctime = COALESCE($6, ctime) WHERE ino = $7";
+    Ok(run(c, "change attributes", SQL, params![mode, uid, gid, atime, mtime, ctime, db(ino)])? == 1)
 }
 
 /// Kind, size and content of an inode.
@@ -201,8 +201,8 @@ pub(super) fn set_content(
     mtime: Nanos,
     ctime: Nanos,
 ) -> Result<()> {
-    const SQL: &str = "UPDATE inode SET checksum = $2, size = $3, mtime = $4, ctime = $5 WHERE ino = $1";
-    run(c, "set a content", SQL, params![db(ino), sum.0, db(size), mtime, ctime]).map(drop)
+    const SQL: &str = "UPDATE inode SET checksum = $1, size = $2, mtime = $3, ctime = $4 WHERE ino = $5";
+    run(c, "set a content", SQL, params![sum.0, db(size), mtime, ctime, db(ino)]).map(drop)
 }
 
 /// Inodes whose content is `sum`; reads the whole table.
@@ -288,15 +288,15 @@ pub(super) fn move_dentry(
     cookie: Cookie,
 ) -> Result<bool> {
     const SQL: &str =
-        "UPDATE dentry SET parent = $4, name = $5, cookie = $6 WHERE parent = $1 AND name = $2 AND ino = $3";
-    let values = params![db(parent), name, db(ino), db(new_parent), new_name, db(cookie)];
+        "UPDATE dentry SET parent = $1, name = $2, cookie = $3 WHERE parent = $4 AND name = $5 AND ino = $6";
+    let values = params![db(new_parent), new_name, db(cookie), db(parent), name, db(ino)];
     Ok(run(c, "move a name", SQL, values)? == 1)
 }
 
 /// A name stands for another inode; false when it does not stand for `ino` before.
 pub(super) fn point_dentry(c: &Connection, parent: Ino, name: &[u8], ino: Ino, new_ino: Ino) -> Result<bool> {
-    const SQL: &str = "UPDATE dentry SET ino = $4 WHERE parent = $1 AND name = $2 AND ino = $3";
-    Ok(run(c, "exchange a name", SQL, params![db(parent), name, db(ino), db(new_ino)])? == 1)
+    const SQL: &str = "UPDATE dentry SET ino = $1 WHERE parent = $2 AND name = $3 AND ino = $4";
+    Ok(run(c, "exchange a name", SQL, params![db(new_ino), db(parent), name, db(ino)])? == 1)
 }
 
 /// Directories below the root that are repositories: not the reserved ones.
@@ -360,21 +360,21 @@ pub(super) fn add_refs(
     refs: i64,
     blake3: Option<&[u8; 32]>,
 ) -> Result<Option<(u64, Option<[u8; 32]>)>> {
-    const SQL: &str = "UPDATE blob SET refs = refs + $2, blake3 = COALESCE(blake3, $3) WHERE checksum = $1 \
+    const SQL: &str = "UPDATE blob SET refs = refs + $1, blake3 = COALESCE(blake3, $2) WHERE checksum = $3 \
         RETURNING size, blake3";
-    one(c, "refer to a blob", SQL, params![sum.0, refs, blake3], |r| Ok((unsigned(r, 0)?, r.get(1)?)))
+    one(c, "refer to a blob", SQL, params![refs, blake3, sum.0], |r| Ok((unsigned(r, 0)?, r.get(1)?)))
 }
 
 /// One reference less; the last one going makes the blob unreferenced since `at`. Whether there was one.
 pub(super) fn drop_ref(c: &Connection, sum: &Checksum, at: Nanos) -> Result<bool> {
-    const SQL: &str = "UPDATE blob SET refs = refs - 1, since = CASE WHEN refs = 1 THEN $2 ELSE since END \
-        WHERE checksum = $1 AND refs > 0";
-    Ok(run(c, "release a blob", SQL, params![sum.0, at])? == 1)
+    const SQL: &str = "UPDATE blob SET refs = refs - 1, since = CASE WHEN refs = 1 THEN $1 ELSE since END \
+        WHERE checksum = $2 AND refs > 0";
+    Ok(run(c, "release a blob", SQL, params![at, sum.0])? == 1)
 }
 
 pub(super) fn set_digests(c: &Connection, sum: &Checksum, sha256: &[u8; 32], md5: &[u8; 16]) -> Result<bool> {
-    const SQL: &str = "UPDATE blob SET sha256 = $2, md5 = $3 WHERE checksum = $1";
-    Ok(run(c, "record digests", SQL, params![sum.0, sha256, md5])? == 1)
+    const SQL: &str = "UPDATE blob SET sha256 = $1, md5 = $2 WHERE checksum = $3";
+    Ok(run(c, "record digests", SQL, params![sha256, md5, sum.0])? == 1)
 }
 
 /// Deletes a blob that nothing refers to; its size.

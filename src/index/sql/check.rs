@@ -138,16 +138,16 @@ pub(in crate::index) fn highest_number(c: &Connection) -> Result<u64> {
 }
 
 pub(in crate::index) fn set_nlink(c: &Connection, ino: Ino, nlink: i64) -> Result<()> {
-    const SQL: &str = "UPDATE inode SET nlink = $2 WHERE ino = $1";
-    run(c, "mend a link count", SQL, params![db(ino), nlink]).map(drop)
+    const SQL: &str = "UPDATE inode SET nlink = $1 WHERE ino = $2";
+    run(c, "mend a link count", SQL, params![nlink, db(ino)]).map(drop)
 }
 
 pub(in crate::index) fn set_size(c: &Connection, ino: Ino, size: u64) -> Result<()> {
-    const SQL: &str = "UPDATE inode SET size = $2 WHERE ino = $1";
-    run(c, "mend a size", SQL, params![db(ino), db(size)]).map(drop)
+    const SQL: &str = "UPDATE inode SET size = $1 WHERE ino = $2";
+    run(c, "mend a size", SQL, params![db(size), db(ino)]).map(drop)
 }
 
 pub(in crate::index) fn set_refs(c: &Connection, sum: &Checksum, refs: i64) -> Result<()> {
-    const SQL: &str = "UPDATE blob SET refs = $2 WHERE checksum = $1";
-    run(c, "mend a reference count", SQL, params![sum.0, refs]).map(drop)
+    const SQL: &str = "UPDATE blob SET refs = $1 WHERE checksum = $2";
+    run(c, "mend a reference count", SQL, params![refs, sum.0]).map(drop)
 }
