@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 use nix::fcntl::OFlag;
 
@@ -19,13 +19,19 @@ use crate::checksum::{self, Digest};
 pub struct BlobFile {
     file: File,
     size: u64,
+    ino: u64,
 }
 
 impl BlobFile {
     /// Opens the regular file at `path` of the volume; `None` when there is none.
     pub(super) fn open(volume: &Volume, path: &str) -> Result<Option<BlobFile>> {
         let opened = volume.open_file(path, OFlag::O_RDONLY)?;
-        Ok(opened.map(|(file, metadata)| BlobFile { file, size: metadata.len() }))
+        Ok(opened.map(|(file, metadata)| BlobFile { file, size: metadata.len(), ino: metadata.ino() }))
+    }
+
+    /// Number of the file on its own file system.
+    pub fn file_ino(&self) -> u64 {
+        self.ino
     }
 
     /// Bytes it has.

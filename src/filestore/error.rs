@@ -88,6 +88,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether what was named is not there.
+    pub fn is_absent(&self) -> bool {
+        match self {
+            Error::Missing(_) => true,
+            Error::Io { source, .. } => source.kind() == io::ErrorKind::NotFound,
+            _ => false,
+        }
+    }
+
     /// Whether room (space, inodes or quota) was lacking, so that the same call can succeed once there is some.
     pub fn is_full(&self) -> bool {
         use io::ErrorKind::{QuotaExceeded, StorageFull};

@@ -296,7 +296,15 @@ impl Provider for FileSystem {
     fn detach(&self, sum: &Checksum, name: StagingName) -> Result<()> {
         let (path, staged, temporary) = (blob_path(sum), staging_path(name), temporary_path(name));
         let blob = BlobFile::open(&self.volume, &path)?.ok_or(Error::Missing(*sum))?;
-        self.volume.try_link(&path, &staged).doing("link a blob as", self.volume.at(&staged))?;
+        let there = match self.staging.stat(name) {
+            Ok(stat) if stat.file_ino != blob.file_ino() => return self.staging.make_own(name),
+            Ok(_) => true,
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => false,
+            Err(error) => return Err(error),
+        };
+        if !there {
+            self.volume.try_link(&path, &staged).doing("link a blob as", self.volume.at(&staged))?;
+        }
         let replaced = self
             .copy_blob(sum, &blob, &temporary)
             .and_then(|()| self.volume.rename(&temporary, &path))
@@ -305,7 +313,9 @@ impl Provider for FileSystem {
             .and_then(|()| self.staging.make_own(name));
         if let Err(e) = replaced {
             self.volume.remove(&temporary)?;
-            self.staging.discard(name)?;
+            if !there {
+                self.staging.discard(name)?;
+            }
             return Err(e);
         }
         Ok(())

@@ -62,6 +62,8 @@ pub struct StagingStat {
     pub ctime: i64,
     /// Names: 2 when its bytes are a blob's too.
     pub links: u64,
+    /// Number of the file on its own file system.
+    pub file_ino: u64,
 }
 
 impl StagingStat {
@@ -73,6 +75,7 @@ impl StagingStat {
             mtime: nanos(found.st_mtime, found.st_mtime_nsec),
             ctime: nanos(found.st_ctime, found.st_ctime_nsec),
             links: found.st_nlink,
+            file_ino: found.st_ino,
         }
     }
 }

@@ -27,7 +27,7 @@ pub fn errno(error: &Error) -> Errno {
         Error::BeyondEnd => Errno::ENXIO,
         Error::BadHandle => Errno::EBADF,
         Error::ReadOnly => Errno::EROFS,
-        Error::Failed { .. } | Error::Altered(_) => Errno::EIO,
+        Error::Failed { .. } | Error::Altered(_) | Error::Swapped(_) => Errno::EIO,
         Error::Backlog => Errno::ENOSPC,
         Error::Index(error) => index_errno(error),
         Error::Store(error) => store_errno(error),

@@ -238,14 +238,19 @@ impl Vfs {
     pub fn write_atimes(&self) -> Result<()> {
         let batch: Vec<(Ino, Nanos)> = self.atimes.lock().iter().map(|(ino, at)| (*ino, *at)).collect();
         for part in batch.chunks(512) {
-            let mut changes = Vec::with_capacity(part.len());
-            for (ino, at) in part {
-                if self.index.inode(*ino)?.is_some() {
-                    let (ino, atime) = (*ino, Some(*at));
-                    changes.push(Change::Attr { ino, mode: None, uid: None, gid: None, atime, mtime: None, ctime: None });
+            let change = |(ino, at): &(Ino, Nanos)| {
+                let (ino, atime) = (*ino, Some(*at));
+                Change::Attr { ino, mode: None, uid: None, gid: None, atime, mtime: None, ctime: None }
+            };
+            // An inode may have ended meanwhile, which fails the commit: then one by one.
+            if self.commit(&part.iter().map(change).collect::<Vec<_>>()).is_err() {
+                for one in part {
+                    match self.commit(&[change(one)]) {
+                        Ok(_) | Err(Error::Index(crate::index::Error::NotFound { .. })) => {}
+                        Err(error) => return Err(error),
+                    }
                 }
             }
-            self.commit(&changes)?;
             let mut atimes = self.atimes.lock();
             for (ino, at) in part {
                 if atimes.get(ino) == Some(at) {

@@ -81,13 +81,19 @@ impl Vfs {
             Some(sum) => vec![sum],
             None => self.index.undigested(16)?,
         };
+        let mut published = false;
         for sum in &sums {
-            if let Some(row) = self.index.blob(sum)? {
-                if row.sha256.is_none() || row.md5.is_none() {
-                    self.publish_digests(&row)?;
-                }
+            let Some(row) = self.index.blob(sum)? else { continue };
+            if row.sha256.is_some() && row.md5.is_some() {
+                continue;
+            }
+            match self.publish_digests(&row) {
+                Ok(_) => published = true,
+                // A missing or altered blob is told where it is opened; the others must not wait for it.
+                Err(Error::Store(error)) => tracing::debug!("digests of {sum}: {error}"),
+                Err(error) => return Err(error),
             }
         }
-        Ok(!sums.is_empty())
+        Ok(published)
     }
 }

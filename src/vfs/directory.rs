@@ -166,7 +166,11 @@ impl Vfs {
                 if dir == ROOT && is_reserved(entry.inode.ino) {
                     continue;
                 }
-                let attributes = self.decorate(entry.inode)?;
+                let attributes = match self.decorate(entry.inode) {
+                    // Removed since the page was read.
+                    Err(Error::Stale(_)) => continue,
+                    other => other?,
+                };
                 if !take(&Listed { cookie: entry.cookie, name: entry.name, attributes }) {
                     return Ok(());
                 }

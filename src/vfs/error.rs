@@ -77,6 +77,9 @@ pub enum Error {
     /// A blob's bytes are not those of its name.
     #[error("blob {0} has altered bytes: restore it from a backup, or write the file again")]
     Altered(Checksum),
+    /// The blob's file was exchanged by hand while it was open.
+    #[error("the file of blob {0} was exchanged while it was open: close it everywhere, then write")]
+    Swapped(Checksum),
     /// Too much waits to be sealed, and it does not get less.
     #[error("the backlog of unsealed files stays full")]
     Backlog,

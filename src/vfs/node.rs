@@ -44,6 +44,8 @@ pub struct Backing {
     pub token: Token,
     /// What that file is called.
     pub source: Source,
+    /// Its number on its own file system.
+    pub file_ino: u64,
     /// The blob whose very file it is, so that no other inode may be served from it by passthrough.
     pub owns: Option<Checksum>,
 }

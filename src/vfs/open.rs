@@ -273,7 +273,8 @@ impl Vfs {
         // The kernel opens the file anew with the flags of whoever opens it; a read-only descriptor of ours leaves no
         // writer behind that would stand in the way of a lease.
         let file = self.store.open_staging(name)?;
-        Ok(self.register(file.as_fd(), register).map(|token| Backing { token, source: Source::Staging(name), owns: None }))
+        let file_ino = file.stat().map_err(Error::io(format!("stat staging file {name}")))?.file_ino;
+        Ok(self.register(file.as_fd(), register).map(|token| Backing { token, source: Source::Staging(name), file_ino, owns: None }))
     }
 
     /// Checks that the blob can be served, and takes its file for passthrough if that is free.
@@ -287,12 +288,13 @@ impl Vfs {
         if !self.passthrough() || inode.size < PASSTHROUGH_BYTES_MIN || self.owners.lock().contains_key(sum) {
             return Ok(None);
         }
+        let file_ino = blob.file_ino();
         let token = self.register(blob.as_fd(), register);
         if token.is_some() {
             self.owners.lock().insert(*sum, inode.ino);
         }
         drop(latch);
-        Ok(token.map(|token| Backing { token, source: Source::Blob(*sum), owns: Some(*sum) }))
+        Ok(token.map(|token| Backing { token, source: Source::Blob(*sum), file_ino, owns: Some(*sum) }))
     }
 
     fn register(&self, file: BorrowedFd<'_>, register: Register<'_>) -> Option<Token> {

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use crate::change::Ino;
-use crate::filestore;
 use crate::sys::content as sys;
 use crate::vfs::descriptors::Reader;
 use crate::vfs::{Error, Result, Vfs};
@@ -44,7 +43,7 @@ impl Vfs {
                 (self.source(&node, &inode)?, inode.size)
             };
             match self.reader(source, size) {
-                Err(Error::Store(filestore::Error::Missing { .. })) => {}
+                Err(Error::Store(error)) if error.is_absent() => {}
                 other => return other,
             }
         }

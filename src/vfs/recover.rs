@@ -7,7 +7,6 @@
 use std::collections::HashSet;
 
 use crate::change::{Change, StagedRow, StagingName};
-use crate::filestore;
 use crate::vfs::node::Staged;
 use crate::vfs::{Error, Result, Vfs, now};
 
@@ -65,7 +64,7 @@ impl Vfs {
         let stands = row.failed.is_some() || row.forced || (row.boot == id.boot && row.mount == id.mount);
         let there = match self.store.stat_staging(row.file) {
             Ok(_) => true,
-            Err(filestore::Error::Missing { .. }) => false,
+            Err(error) if error.is_absent() => false,
             Err(error) => return Err(error.into()),
         };
         if stands && there {

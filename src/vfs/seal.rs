@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 
 use crate::change::{Change, Ino, Nanos, StagingName};
 use crate::checksum::{Checksum, Digest};
-use crate::filestore::{self, Staged as ToPut};
+use crate::filestore::{Latch, Staged as ToPut};
 use crate::sys::lease::{Lease, read_lease};
 use crate::vfs::node::{Locked, Serving, Source};
 use crate::vfs::stage::UNTOUCHED;
@@ -263,15 +263,14 @@ impl Vfs {
                 by_sum.entry(one.digest.checksum).or_default().push(one);
             }
         }
-        let sums: Vec<Checksum> = by_sum.keys().copied().collect();
-        let _latches: Vec<_> = sums.iter().map(|sum| self.store.latch(sum)).collect();
+        let latches = self.store.latch_all(by_sum.keys().copied());
         let mut accepted: Vec<Hashed> = Vec::new();
-        for (sum, files) in by_sum {
+        for (latch, (sum, files)) in latches.iter().zip(by_sum) {
             let first = accepted.len();
             for one in files {
                 let verdict = match accepted.get(first) {
                     Some(twin) if twin.digest != one.digest => Ok(Some(collision(&sum))),
-                    _ => self.collides(&one.digest),
+                    _ => self.clear_for_put(latch, &one.digest),
                 };
                 match verdict {
                     Ok(None) => accepted.push(one),
@@ -385,30 +384,29 @@ impl Vfs {
         }
     }
 
-    /// Why these bytes cannot be stored under their name; `None` when they can. Under the latch, or advisory.
+    /// Why these bytes cannot be stored under their name, as far as the index knows; `None` when they can.
     pub(super) fn collides(&self, digest: &Digest) -> Result<Option<String>> {
-        let sum = &digest.checksum;
-        let known = match self.index.blob(sum)? {
-            Some(row) => match row.blake3 {
-                Some(blake3) => Some((row.size, blake3)),
-                // Adopted and never read: what is stored decides, if it can be read and is what its name says.
-                None => self.stored_digest(sum)?,
-            },
-            // Left behind by a put that was not committed; nobody refers to it.
-            None => match self.stored_digest(sum)? {
-                Some(found) if found != (digest.size, digest.blake3) => Some(found),
-                _ => None,
-            },
-        };
-        Ok(known.filter(|known| *known != (digest.size, digest.blake3)).map(|_| collision(sum)))
+        let known = self.index.blob(&digest.checksum)?.and_then(|row| Some((row.size, row.blake3?)));
+        Ok(known.filter(|known| *known != (digest.size, digest.blake3)).map(|_| collision(&digest.checksum)))
     }
 
-    fn stored_digest(&self, sum: &Checksum) -> Result<Option<(u64, [u8; 32])>> {
+    /// As `collides`, before a put. Where the index cannot tell (a blob that was adopted and never read, or left behind by
+    /// a put that was not committed), the stored bytes do; what is not what its name says makes room.
+    fn clear_for_put(&self, latch: &Latch<'_>, digest: &Digest) -> Result<Option<String>> {
+        let sum = &digest.checksum;
+        if self.index.blob(sum)?.is_some_and(|row| row.blake3.is_some()) {
+            return self.collides(digest);
+        }
         let Some(size) = self.store.stat_blob(sum)? else { return Ok(None) };
         let blob = self.store.open_blob(sum, size)?;
         let what = Error::io(format!("read blob {sum}"));
-        let found = blob.digest(|| true).map_err(what)?;
-        Ok(found.filter(|found| found.checksum == *sum).map(|found| (found.size, found.blake3)))
+        match blob.digest(|| true).map_err(what)? {
+            Some(found) if found.checksum == *sum => Ok((found != *digest).then(|| collision(sum))),
+            _ => {
+                self.store.remove_blob(latch)?;
+                Ok(None)
+            }
+        }
     }
 
     /// The bytes of a file can never be sealed: they stay, the path answers EIO, and `status` says why.
@@ -493,7 +491,7 @@ impl Vfs {
                 for (ino, name) in files {
                     match self.store.force_staging(&[*name]) {
                         Ok(()) => forced.push((*ino, *name)),
-                        Err(filestore::Error::Missing { .. }) => {}
+                        Err(error) if error.is_absent() => {}
                         Err(error) => return Err(error.into()),
                     }
                 }

@@ -103,17 +103,14 @@ impl Vfs {
         let sum = inode.checksum.ok_or(Error::Stale(inode.ino))?;
         let file = match &node.serving {
             Serving::Idle | Serving::Daemon => self.copy_for_writing(&sum, inode.size, keep)?,
-            Serving::Passthrough(backing) => match backing.source {
-                Source::Staging(name) => {
-                    self.take_over(&sum, name)?;
-                    name
-                }
-                Source::Blob(_) => {
-                    let name = self.next_staging()?;
-                    self.take_over(&sum, name)?;
-                    name
-                }
-            },
+            Serving::Passthrough(backing) => {
+                let name = match backing.source {
+                    Source::Staging(name) => name,
+                    Source::Blob(_) => self.next_staging()?,
+                };
+                self.take_over(&sum, name, backing.file_ino)?;
+                name
+            }
         };
         let row = self.staged_row(inode, file);
         if let Err(error) = self.commit(&[Change::Stage(row.clone())]) {
@@ -161,7 +158,7 @@ impl Vfs {
     }
 
     /// Makes the file that the kernel serves by passthrough, a blob's own file perhaps, a staging file of one name.
-    fn take_over(&self, sum: &Checksum, name: StagingName) -> Result<()> {
+    fn take_over(&self, sum: &Checksum, name: StagingName, file_ino: u64) -> Result<()> {
         let latch = self.store.latch(sum);
         self.store.detach(&latch, name)?;
         // Readers of other inodes that hold the old file in the cache must not see what is written to it.
@@ -170,6 +167,12 @@ impl Vfs {
             self.descriptors.forget_blob(sum);
         }
         let writer = self.store.open_staging_writer(name)?;
+        let found = writer.stat().map_err(Error::io(format!("stat staging file {name}")))?;
+        if found.file_ino != file_ino {
+            // Somebody put another file under the blob's name while the first was open: the kernel's is out of reach.
+            self.give_up_staging(name);
+            return Err(Error::Swapped(*sum));
+        }
         sys::set_mtime(&writer, UNTOUCHED).map_err(Error::io(format!("set the time of staging file {name}")))
     }
 
