@@ -1,8 +1,13 @@
 //! depotfs: repositories of a binary repository manager as ordinary directories.
 
-pub mod fuse;
+pub mod cli;
+
+pub mod daemon;
 
 pub mod control;
+pub mod fuse;
+
+pub mod jobs;
 
 pub mod change;
 pub mod checksum;
