@@ -340,8 +340,8 @@ impl Service {
 }
 
 /// Files whose seal failed, for people.
-pub(super) fn troubles(status: &vfs::Status) -> Vec<Trouble> {
-    let trouble = |file: &vfs::Unsealable| Trouble { what: file.path.clone(), why: file.why.clone() };
+pub(super) fn troubles(status: &vfs::status::Status) -> Vec<Trouble> {
+    let trouble = |file: &vfs::status::Unsealable| Trouble { what: file.path.clone(), why: file.why.clone() };
     status.unsealable.iter().map(trouble).collect()
 }
 

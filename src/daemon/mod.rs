@@ -35,7 +35,7 @@ use self::lock::Holder;
 use self::logging::Logging;
 use crate::config::Config;
 use crate::control::{self, Service, report::MountStatus};
-use crate::fuse::Session;
+use crate::fuse::{Mounting, Session};
 use crate::fuse::options::{Options, Switch};
 use crate::jobs;
 use crate::sys::{mountinfo, process};
@@ -70,7 +70,8 @@ pub fn run(plan: &Plan, handover: Option<Handover>) -> anyhow::Result<()> {
     places::refuse_nesting(&config, &plan.mountpoint)?;
     prepare_process();
     let vfs = rooms::tree(&config, &plan.options, &plan.mountpoint)?;
-    let session = Session::mount(Arc::clone(&vfs), &plan.mountpoint, &plan.depot, &plan.options)
+    let mounting = Mounting { mountpoint: &plan.mountpoint, source: &plan.depot, options: &plan.options };
+    let session = Session::mount(Arc::clone(&vfs), &mounting)
         .with_context(|| {
             format!("{} cannot be mounted on {}", plan.depot.display(), plan.mountpoint.display())
         })?;

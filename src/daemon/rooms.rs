@@ -95,7 +95,7 @@ pub fn tree(config: &Config, options: &Options, mountpoint: &Path) -> anyhow::Re
         },
     );
     let found = vfs.recover().context("what the last daemon left cannot be put in order")?;
-    if found != vfs::Recovered::default() {
+    if found != vfs::recover::Recovered::default() {
         tracing::info!(?found, "put in order what the last daemon left");
     }
     Ok(Arc::new(vfs))

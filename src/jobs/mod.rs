@@ -1,6 +1,4 @@
-//! Work nobody waits for: a table of plain functions, each run on a named thread of its own.
-//!
-//! A job that fails is logged and tried again at its next turn; the same failure again and again is logged once.
+//! Work that nobody waits for: a table of plain functions, each on a thread of its own.
 
 pub mod check;
 
@@ -8,79 +6,120 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::vfs::{self, Vfs};
-use crate::worker::{Signal, Worker};
+use crate::vfs::seal::{SEAL_AFTER, SEAL_BATCH};
+use crate::vfs::{Result, Vfs};
+use crate::worker::Worker;
 
-/// One row of the table.
+/// One kind of work.
 struct Job {
-    /// Name of its thread, at most 15 bytes.
+    /// Name of its thread.
     name: &'static str,
-    /// Pause between two turns.
+    /// Pause between two rounds; a round that found work is followed by the next at once.
     period: Duration,
-    /// One turn.
-    run: fn(&Vfs, &Signal) -> vfs::Result<()>,
+    /// A round; true when it found work and there may be more.
+    round: fn(&Vfs) -> Result<bool>,
 }
 
-/// A file is sealed when it has been closed for this long: most of what a build writes is gone by then.
-const SEAL_AGE: Duration = Duration::from_secs(1);
-/// Closed bytes are forced from this age on, so that forcing starts within 5 s of close.
-const FORCE_AGE: Duration = Duration::from_secs(3);
-/// A file that stays open is forced this often.
-const FORCE_OPEN_AGE: Duration = Duration::from_secs(30);
-/// Files sealed with one round of forces.
-const SEAL_BATCH: usize = 256;
-
-const TABLE: &[Job] = &[
-    Job { name: "seal", period: Duration::from_millis(250), run: seal },
-    Job { name: "force", period: Duration::from_secs(1), run: |vfs, _| vfs.force(FORCE_AGE, FORCE_OPEN_AGE) },
-    Job { name: "reclaim", period: Duration::from_secs(5), run: |vfs, _| vfs.reclaim().map(drop) },
-    Job { name: "digests", period: Duration::from_secs(10), run: digests },
-    Job { name: "expire-aside", period: Duration::from_secs(3600), run: expire_aside },
+/// The table.
+const JOBS: &[Job] = &[
+    Job { name: "seal", period: Duration::from_millis(200), round: seal },
+    Job { name: "force", period: Duration::from_secs(3), round: force },
+    Job { name: "reap", period: Duration::from_millis(500), round: reap },
+    Job { name: "reclaim", period: Duration::from_secs(10), round: reclaim },
+    Job { name: "atime", period: Duration::from_secs(30), round: atimes },
+    Job { name: "digest", period: Duration::from_secs(5), round: digests },
+    Job { name: "expire", period: Duration::from_secs(3600), round: expire },
 ];
 
-/// Starts every job; they stop, one after the other, when the workers are dropped.
-pub fn start(vfs: &Arc<Vfs>) -> io::Result<Vec<Worker>> {
-    let start = |job: &'static Job| {
-        let vfs = Arc::clone(vfs);
-        Worker::start(job.name, move |signal| turns(job, &vfs, signal))
-    };
-    TABLE.iter().map(start).collect()
+/// Closed files are forced when they were not sealed this soon.
+const FORCE_AFTER: Duration = Duration::from_millis(1500);
+/// Open files are forced this often.
+const FORCE_OPEN_EVERY: Duration = Duration::from_secs(30);
+
+/// The running jobs; dropping them stops them after their current round.
+#[derive(Debug)]
+pub struct Jobs {
+    _workers: Vec<Worker>,
 }
 
-fn turns(job: &Job, vfs: &Vfs, signal: &Signal) {
-    let mut last = None;
-    while signal.wait(job.period) {
-        let failure = (job.run)(vfs, signal).err().map(|error| error.to_string());
-        if failure != last {
-            match &failure {
-                Some(error) => tracing::warn!(job = job.name, "job failed, it is tried again: {error}"),
-                None => tracing::info!(job = job.name, "job works again"),
+/// Starts all jobs.
+pub fn start(vfs: &Arc<Vfs>) -> io::Result<Jobs> {
+    let mut workers = Vec::with_capacity(JOBS.len());
+    for job in JOBS {
+        let vfs = vfs.clone();
+        workers.push(Worker::start(job.name, move |signal| {
+            let mut quiet = Quiet::default();
+            while !signal.stopped() {
+                let more = match (job.round)(&vfs) {
+                    Ok(more) => more,
+                    Err(error) => {
+                        quiet.tell(job.name, &error);
+                        false
+                    }
+                };
+                if !more && !signal.wait(job.period) {
+                    return;
+                }
             }
-            last = failure;
+        })?);
+    }
+    Ok(Jobs { _workers: workers })
+}
+
+/// Says a failure once, and again when it changes: a full disk is one event, not one per round.
+#[derive(Default)]
+struct Quiet {
+    last: String,
+}
+
+impl Quiet {
+    fn tell(&mut self, job: &str, error: &crate::vfs::Error) {
+        let mut text = error.to_string();
+        let mut source = std::error::Error::source(error);
+        while let Some(cause) = source {
+            text = format!("{text}: {cause}");
+            source = cause.source();
+        }
+        if text != self.last {
+            tracing::error!("{job}: {text}; tried again");
+            self.last = text;
         }
     }
 }
 
-/// Seals what has been closed long enough, until nothing is left or somebody wants to stop.
-fn seal(vfs: &Vfs, signal: &Signal) -> vfs::Result<()> {
-    while !signal.stopped() {
-        let ready = vfs.sealable(SEAL_AGE, SEAL_BATCH);
-        if ready.is_empty() || vfs.seal(&ready)? == 0 {
-            break;
-        }
+fn seal(vfs: &Vfs) -> Result<bool> {
+    let ready = vfs.sealable(SEAL_AFTER, SEAL_BATCH);
+    let full = ready.len() == SEAL_BATCH;
+    Ok(vfs.seal(&ready)? > 0 && full)
+}
+
+fn force(vfs: &Vfs) -> Result<bool> {
+    vfs.force(FORCE_AFTER, FORCE_OPEN_EVERY).map(|()| false)
+}
+
+fn reap(vfs: &Vfs) -> Result<bool> {
+    vfs.reap().map(|_| false)
+}
+
+fn reclaim(vfs: &Vfs) -> Result<bool> {
+    let (blobs, bytes) = vfs.reclaim()?;
+    if blobs > 0 {
+        tracing::debug!("reclaimed {blobs} blobs, {bytes} bytes");
     }
-    Ok(())
+    Ok(false)
 }
 
-/// Computes the digests that ingest left out, with a look at the signal between two blobs.
-fn digests(vfs: &Vfs, signal: &Signal) -> vfs::Result<()> {
-    while !signal.stopped() && vfs.publish_some_digests()? {}
-    Ok(())
+fn atimes(vfs: &Vfs) -> Result<bool> {
+    vfs.write_atimes().map(|()| false)
 }
 
-fn expire_aside(vfs: &Vfs, _: &Signal) -> vfs::Result<()> {
+fn digests(vfs: &Vfs) -> Result<bool> {
+    vfs.publish_some_digests()
+}
+
+fn expire(vfs: &Vfs) -> Result<bool> {
     for gone in vfs.store().expire_aside(crate::filestore::KEPT_FOR)? {
-        tracing::warn!(name = %gone.name, bytes = gone.size, "set-aside bytes expired: {}", gone.why);
+        tracing::info!("deleted after its time: {gone:?}");
     }
-    Ok(())
+    Ok(false)
 }

@@ -1,5 +1,9 @@
-//! Raw system calls and interfaces of the kernel; the only room where `unsafe` may stand.
+//! Safe words for system calls that std and nix lack; every `unsafe` block of the crate is in here.
 
 pub mod boot;
+pub mod caller;
+pub mod content;
+pub mod file;
+pub mod lease;
 pub mod mountinfo;
 pub mod process;
