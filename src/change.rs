@@ -56,7 +56,9 @@ impl Kind {
     /// The kind stored as `number`, if there is one.
     pub fn from_number(number: i64) -> Option<Kind> {
         use Kind::*;
-        [File, Directory, Symlink, Fifo, Socket, CharDevice, BlockDevice].into_iter().find(|k| *k as i64 == number)
+        [File, Directory, Symlink, Fifo, Socket, CharDevice, BlockDevice]
+            .into_iter()
+            .find(|k| *k as i64 == number)
     }
 }
 
