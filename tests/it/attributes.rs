@@ -13,7 +13,7 @@ use nix::sys::time::TimeSpec;
 
 use crate::data::rw;
 use crate::harness::{Depot, Fails, Mode, Tree, as_user, eventually, on_depot};
-use crate::sys::Map;
+use crate::sys::{Map, copy_range};
 
 modes!(all:
     times_are_set_to_the_nanosecond, times_set_after_a_write_stay, a_write_moves_mtime_and_ctime, a_read_moves_neither,
@@ -124,8 +124,7 @@ fn a_write_moves_mtime_and_ctime(t: &Tree) {
         moved("fallocate");
         nix::unistd::truncate(&path, 50).unwrap();
         moved("truncate");
-        let (mut from, mut to) = (0, 10);
-        nix::fcntl::copy_file_range(&file, Some(&mut from), &file, Some(&mut to), 5).unwrap();
+        copy_range(&file, 0, &file, 10, 5).unwrap();
         moved("copy_file_range");
         fs::write(&path, "all anew").unwrap();
         moved("open with O_TRUNC");

@@ -120,7 +120,7 @@ fn concurrent_appends_lose_nothing(t: &Tree) {
             s.spawn(move || {
                 for i in 0..100 {
                     let mut file = OpenOptions::new().append(true).open(path).unwrap();
-                    writeln!(file, "{writer} {i}").unwrap();
+                    file.write_all(format!("{writer} {i}\n").as_bytes()).unwrap();
                 }
             });
         }

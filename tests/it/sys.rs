@@ -265,3 +265,11 @@ pub fn set_lock(fd: i32, lock: &libc::flock) -> Result<()> {
     // SAFETY: one system call with a live pointer.
     Errno::result(unsafe { libc::fcntl(fd, libc::F_SETLK, lock) }).map(drop)
 }
+
+/// copy_file_range(2) at given offsets; how many bytes it copied.
+pub fn copy_range(from: &File, at: i64, to: &File, to_at: i64, len: usize) -> Result<usize> {
+    let (mut at, mut to_at) = (at, to_at);
+    // SAFETY: two live descriptors and two local offsets.
+    let n = unsafe { libc::copy_file_range(from.as_raw_fd(), &mut at, to.as_raw_fd(), &mut to_at, len, 0) };
+    Errno::result(n).map(|n| n as usize)
+}
