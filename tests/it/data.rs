@@ -10,7 +10,7 @@ use nix::fcntl::{FallocateFlags, OFlag, fallocate, open};
 use nix::sys::stat::Mode as Bits;
 use nix::unistd::{Whence, ftruncate, lseek, truncate};
 
-use crate::harness::{Fails, Tree, sh};
+use crate::harness::{Fails, Tree, eventually, sh};
 use crate::sys::Aligned;
 
 modes!(all:
@@ -390,7 +390,7 @@ fn programs_run_and_are_busy(t: &Tree) {
     assert_eq!(sh(t.dir(), "./script this"), "said this\n");
     let program = t.path("program");
     let mut running = std::process::Command::new(&program).arg("100").spawn().unwrap();
-    crate::harness::eventually("the program to run", || {
+    eventually("the program to run", || {
         fs::read_link(format!("/proc/{}/exe", running.id())).is_ok_and(|exe| exe == program)
     });
     let for_writing = OpenOptions::new().write(true).open(&program).map(drop);
@@ -402,7 +402,10 @@ fn programs_run_and_are_busy(t: &Tree) {
     let writer = OpenOptions::new().append(true).open(t.path("program")).unwrap();
     std::process::Command::new(t.path("program")).arg("0").spawn().fails(Errno::ETXTBSY);
     drop(writer);
-    sh(t.dir(), "./program 0");
+    // Another test may be starting a program, which holds our descriptors until it runs.
+    eventually("the program to be free", || {
+        std::process::Command::new(t.path("program")).arg("0").status().is_ok_and(|s| s.success())
+    });
 }
 
 fn reopened_files_go_on(t: &Tree) {

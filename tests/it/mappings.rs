@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use nix::errno::Errno;
 
 use crate::data::{noise, rw};
-use crate::harness::{Fails, Tree};
+use crate::harness::{Fails, Tree, sha1};
 use crate::sys::Map;
 
 modes!(all:
@@ -143,12 +143,7 @@ fn a_store_is_what_gets_sealed(t: &Tree) {
     drop(map);
     let mut model = vec![0; 4096];
     model[..4].copy_from_slice(b"late");
-    let sum = depotfs::checksum::Checksum(sha1_of(&model)).to_string();
+    let sum = sha1(&model);
     assert_eq!(t.depot().checksum("repo/file"), sum);
     assert!(fs::read(t.depot().blob(&sum)).unwrap() == model);
-}
-
-fn sha1_of(bytes: &[u8]) -> [u8; 20] {
-    use sha1::Digest;
-    sha1::Sha1::digest(bytes).into()
 }

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -18,6 +19,18 @@ use super::shell::{Ran, command, eventually, run_command, scratch};
 /// Uid and gid of the ordinary user of the suite.
 pub const NOBODY: u32 = 65534;
 
+/// The checksum of no bytes.
+pub const EMPTY: &str = "da39a3ee5e6b4b0d3255bfef95601890afd80709";
+
+/// Blobs up to this size are read and compared after each test.
+const VERIFIED_BYTES_MAX: u64 = 64 << 20;
+
+/// SHA-1 as hex digits.
+pub fn sha1(bytes: &[u8]) -> String {
+    use sha1::Digest;
+    sha1::Sha1::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+}
+
 /// A depot in a scratch directory, mounted or not.
 pub struct Depot {
     pub mode: Mode,
@@ -32,6 +45,15 @@ impl Depot {
     #[track_caller]
     pub fn new(mode: Mode) -> Depot {
         let depot = Depot::uninitialised(mode);
+        depot.cli(&["init", depot.dir_str()]).ok();
+        depot
+    }
+
+    /// The same with the depot in a directory of the caller's.
+    #[track_caller]
+    pub fn new_in(dir: &Path) -> Depot {
+        let mut depot = Depot::uninitialised(Mode::Passthrough);
+        depot.dir = dir.join("depot");
         depot.cli(&["init", depot.dir_str()]).ok();
         depot
     }
@@ -113,9 +135,18 @@ impl Depot {
         self.cli(&args)
     }
 
+    /// Unmounts; a program that another test is just starting may hold our descriptors for a moment.
     #[track_caller]
     pub fn umount(&self) {
-        self.cli(&["umount", self.mountpoint_str()]).ok();
+        let mut ran = self.cli(&["umount", self.mountpoint_str()]);
+        for _ in 0..20 {
+            if ran.code != Some(5) {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            ran = self.cli(&["umount", self.mountpoint_str()]);
+        }
+        ran.ok();
         assert!(!self.is_mounted(), "umount said 0, and the mount is still there");
     }
 
@@ -152,7 +183,7 @@ impl Depot {
         self.dir.join("filestore").join(&sum[..2]).join(sum)
     }
 
-    /// Every blob in the filestore, in order.
+    /// Every blob in the filestore but the empty one, in order.
     pub fn blobs(&self) -> Vec<String> {
         let list =
             |dir: &Path| fs::read_dir(dir).map(|d| d.flatten().collect::<Vec<_>>()).unwrap_or_default();
@@ -160,10 +191,23 @@ impl Depot {
         let mut names: Vec<String> = folders
             .flat_map(|f| list(&f.path()))
             .map(|f| f.file_name().to_string_lossy().into_owned())
-            .filter(|name| name.len() == 40)
+            .filter(|name| name.len() == 40 && name != EMPTY)
             .collect();
         names.sort();
         names
+    }
+
+    /// Every blob is what its name says, and nobody may write it.
+    #[track_caller]
+    pub fn verify_blobs(&self) {
+        for sum in self.blobs() {
+            let path = self.blob(&sum);
+            let meta = fs::metadata(&path).unwrap();
+            assert_eq!(meta.permissions().mode() & 0o7777, 0o400, "mode of blob {sum}");
+            if meta.len() < VERIFIED_BYTES_MAX {
+                assert_eq!(sha1(&fs::read(&path).unwrap()), sum, "the bytes of a blob");
+            }
+        }
     }
 
     /// Names of the staging files that are there.

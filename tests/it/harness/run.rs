@@ -8,7 +8,7 @@ use std::time::Duration;
 use std::{fs, thread};
 
 use super::depot::{Depot, NOBODY};
-use super::shell::scratch;
+use super::shell::{eventually, scratch};
 use crate::sys;
 
 /// A test that takes longer hangs: its daemon is killed, which ends whatever waits for it.
@@ -100,11 +100,28 @@ impl Tree {
     }
 
     /// Makes blobs of all closed files, in the mount.
+    ///
+    /// The kernel tells the daemon of a close a moment after close(2) returned, and a program that another test starts
+    /// holds our descriptors until it runs; so this looks again while something counts as open.
     #[track_caller]
     pub fn seal(&self) {
-        if let Some(depot) = &self.depot {
+        let Some(depot) = &self.depot else { return };
+        for _ in 0..8 {
             depot.flush();
+            let pending = depot.status()["pending"].clone();
+            if pending["dirty"] == 0 && pending["closed"] == 0 {
+                return;
+            }
+            thread::sleep(Duration::from_millis(15));
         }
+    }
+
+    /// Waits until exactly these blobs are in the filestore, besides the empty one.
+    #[track_caller]
+    pub fn blobs_become(&self, sums: &[String]) {
+        let mut wanted = sums.to_vec();
+        wanted.sort();
+        eventually(&format!("the blobs to be {wanted:?}"), || self.depot().blobs() == wanted);
     }
 
     /// The depot below the tree, in a mode that has one.
@@ -119,6 +136,15 @@ impl Tree {
             depot.umount();
             depot.mount();
         }
+    }
+}
+
+/// A directory outside of the tree that belongs to whoever the test runs as.
+pub fn scratch_for(t: &Tree) -> tempfile::TempDir {
+    // Made by the calling thread, so it has the right owner wherever everybody may make things.
+    match t.mode.is_user() {
+        true => tempfile::Builder::new().prefix("depotfs-it-").tempdir_in("/var/tmp").unwrap(),
+        false => scratch(),
     }
 }
 
@@ -157,6 +183,7 @@ pub fn run(mode: Mode, test: fn(&Tree)) {
         && depot.is_mounted()
     {
         depot.umount();
+        depot.verify_blobs();
         depot.check();
     }
 }
