@@ -1,4 +1,21 @@
 //! depotfs: repositories of a binary repository manager as ordinary directories.
 
+// From the outside in: each room calls those below it only.
+pub mod fuse;
+
+pub mod control;
+
+pub mod jobs;
+pub mod vfs;
+
+pub mod filestore;
+pub mod index;
+
+// Leaves.
 pub mod change;
 pub mod checksum;
+pub mod clock;
+pub mod config;
+pub mod metrics;
+pub mod sys;
+pub mod worker;

@@ -1,0 +1,275 @@
+//! The table of keys: what may stand in `depot.toml`, and what may be set for a repository.
+//!
+//! Checks, defaults, help and the page docs/configuration.md come from these rows. A new key is a row here and one line
+//! where `Config` is built.
+
+use nix::unistd::{Group, User};
+
+use super::nearest::suggestion;
+
+/// One key.
+#[derive(Debug)]
+pub struct Key {
+    /// Dotted name: the part before the last dot is the section.
+    pub name: &'static str,
+    /// What its value may be.
+    pub kind: Kind,
+    /// Value when it is not given; `None` for a key that must stand in the file.
+    pub default: Option<&'static str>,
+    /// One sentence for the user.
+    pub doc: &'static str,
+}
+
+/// What a value may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// 32 hex digits.
+    Id,
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    /// A path; a relative one starts at the depot.
+    Path,
+    /// Permission bits of a file nobody may write, in octal.
+    ReadOnlyMode,
+    /// `user`, `user:group`, `:group`, by name or number; empty: whoever runs the daemon.
+    Owner,
+    /// A level, or a filter expression such as `info,depotfs::vfs=debug`.
+    LogFilter,
+}
+
+/// The words for `durability`, weakest first.
+pub const DURABILITY: &[&str] = &["fsync", "close", "remote"];
+
+/// The keys of `depot.toml`.
+pub const DEPOT: &[Key] = &[
+    Key {
+        name: "id",
+        kind: Kind::Id,
+        default: None,
+        doc: "Identity of the depot; every provider directory carries it, and another depot's directory is refused. \
+              Written by init, never changed.",
+    },
+    Key {
+        name: "template",
+        kind: Kind::Choice(&["file-system"]),
+        default: Some("file-system"),
+        doc: "The chain of providers that keeps the blobs.",
+    },
+    Key {
+        name: "index",
+        kind: Kind::Path,
+        default: Some("."),
+        doc: "Directory of index.db; must be on a local file system.",
+    },
+    Key {
+        name: "durability",
+        kind: Kind::Choice(DURABILITY),
+        default: Some("fsync"),
+        doc: "What close(2) waits for where neither the mount nor the repository asks for more.",
+    },
+    Key {
+        name: "atime",
+        kind: Kind::Choice(&["relatime", "noatime"]),
+        default: Some("relatime"),
+        doc: "Whether reading a file moves its access time; the mount options of the same names win.",
+    },
+    Key {
+        name: "log.dir",
+        kind: Kind::Path,
+        default: Some("log"),
+        doc: "Directory of depotfs.log, written when the daemon runs in the background.",
+    },
+    Key {
+        name: "log.level",
+        kind: Kind::LogFilter,
+        default: Some("info"),
+        doc: "error, warn, info, debug or trace, or a filter such as \"info,depotfs::vfs=debug\"; the environment \
+              variable DEPOTFS_LOG wins.",
+    },
+    Key {
+        name: "log.to",
+        kind: Kind::Choice(&["file", "syslog"]),
+        default: Some("file"),
+        doc: "Where the daemon in the background writes its log; in the foreground it is standard error.",
+    },
+    Key {
+        name: "file-system.dir",
+        kind: Kind::Path,
+        default: Some("filestore"),
+        doc: "Directory of the blobs and of the staging files.",
+    },
+    Key {
+        name: "file-system.blob-mode",
+        kind: Kind::ReadOnlyMode,
+        default: Some("0400"),
+        doc: "Permission bits of a blob's file.",
+    },
+    Key {
+        name: "file-system.blob-owner",
+        kind: Kind::Owner,
+        default: Some(""),
+        doc: "Owner of a blob's file as \"user:group\"; empty: whoever runs the daemon.",
+    },
+];
+
+/// The settings of a repository, kept in the index.
+pub const REPOSITORY: &[Key] = &[
+    Key {
+        name: "durability",
+        kind: Kind::Choice(DURABILITY),
+        default: Some("fsync"),
+        doc: "What close(2) waits for; the stricter of mount, depot and repository wins.",
+    },
+    Key {
+        name: "verify",
+        kind: Kind::Choice(&["never", "first-open", "always"]),
+        default: Some("never"),
+        doc: "When a blob is read and compared with its checksum before it is served.",
+    },
+];
+
+/// The row of `name`, or a message that names the nearest known key.
+pub fn find(table: &'static [Key], name: &str) -> Result<&'static Key, String> {
+    table.iter().find(|key| key.name == name).ok_or_else(|| {
+        format!("unknown key \"{name}\"{}", suggestion(name, table.iter().map(|key| key.name)))
+    })
+}
+
+impl Kind {
+    /// Says what is wrong with `value`, if anything is.
+    pub fn check(self, value: &str) -> Result<(), String> {
+        let good = match self {
+            Kind::Id => crate::checksum::unhex::<16>(value).is_some(),
+            Kind::Choice(words) => words.contains(&value),
+            Kind::Path => !value.is_empty() && !value.contains('\0'),
+            Kind::ReadOnlyMode => parse_mode(value).is_some(),
+            Kind::Owner => return parse_owner(value).map(|_| ()),
+            Kind::LogFilter => return check_filter(value),
+        };
+        if good { Ok(()) } else { Err(format!("\"{value}\" is not {}", self.wanted())) }
+    }
+
+    /// What a value must be, as the end of "is not ...".
+    pub fn wanted(self) -> String {
+        match self {
+            Kind::Id => "a depot id (32 hex digits)".into(),
+            Kind::Choice([only]) => format!("\"{only}\", the only choice"),
+            Kind::Choice(words) => format!("one of \"{}\"", words.join("\", \"")),
+            Kind::Path => "a path".into(),
+            Kind::ReadOnlyMode => {
+                "octal permission bits that let the owner read and nobody write or execute, such as 0400 or 0444".into()
+            }
+            Kind::Owner => "a \"user:group\"".into(),
+            Kind::LogFilter => "a log level".into(),
+        }
+    }
+}
+
+/// Permission bits from octal digits (`0440`, `440`, `0o440`); `None` unless the owner may read and nobody may write.
+pub(super) fn parse_mode(value: &str) -> Option<u32> {
+    let digits = value.strip_prefix("0o").unwrap_or(value);
+    let mode = u32::from_str_radix(digits, 8).ok()?;
+    (mode & !0o444 == 0 && mode & 0o400 != 0).then_some(mode)
+}
+
+/// User and group from `user:group`, each by name or number, each absent when empty.
+pub(super) fn parse_owner(value: &str) -> Result<(Option<u32>, Option<u32>), String> {
+    let (user, group) = value.split_once(':').unwrap_or((value, ""));
+    let uid = match (user, user.parse::<u32>()) {
+        ("", _) => None,
+        (_, Ok(number)) => Some(number),
+        (name, Err(_)) => {
+            Some(known("user", name, User::from_name(name).map(|u| u.map(|u| u.uid)))?.as_raw())
+        }
+    };
+    let gid = match (group, group.parse::<u32>()) {
+        ("", _) => None,
+        (_, Ok(number)) => Some(number),
+        (name, Err(_)) => {
+            Some(known("group", name, Group::from_name(name).map(|g| g.map(|g| g.gid)))?.as_raw())
+        }
+    };
+    Ok((uid, gid))
+}
+
+/// The number behind a name in the user or group database.
+fn known<T>(what: &str, name: &str, found: nix::Result<Option<T>>) -> Result<T, String> {
+    match found {
+        Ok(Some(number)) => Ok(number),
+        Ok(None) => Err(format!("there is no {what} \"{name}\"")),
+        Err(error) => Err(format!("{what} \"{name}\" could not be looked up: {error}")),
+    }
+}
+
+fn check_filter(value: &str) -> Result<(), String> {
+    let level = ["error", "warn", "info", "debug", "trace", "off"].contains(&value);
+    let filter = value.contains(['=', ',']) && tracing_subscriber::EnvFilter::try_new(value).is_ok();
+    if level || filter {
+        return Ok(());
+    }
+    Err(format!(
+        "\"{value}\" is not one of error, warn, info, debug, trace, nor a filter such as \"info,depotfs::vfs=debug\""
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_is_well_formed() {
+        for table in [DEPOT, REPOSITORY] {
+            for key in table {
+                assert!(
+                    key.name.bytes().all(|b| b.is_ascii_lowercase() || b"-.".contains(&b)),
+                    "{}",
+                    key.name
+                );
+                assert!(key.doc.ends_with('.'), "{}", key.name);
+                if let Some(default) = key.default {
+                    assert_eq!(key.kind.check(default), Ok(()), "default of {}", key.name);
+                }
+                assert_eq!(table.iter().filter(|other| other.name == key.name).count(), 1, "{}", key.name);
+            }
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_the_nearest_one() {
+        let text = find(DEPOT, "file-system.blob-moed").unwrap_err();
+        assert!(
+            text.contains("\"file-system.blob-moed\"") && text.contains("\"file-system.blob-mode\""),
+            "{text}"
+        );
+        assert!(find(REPOSITORY, "durability").is_ok());
+    }
+
+    #[test]
+    fn modes_let_nobody_write() {
+        for (text, mode) in [("0400", Some(0o400)), ("444", Some(0o444)), ("0o440", Some(0o440))] {
+            assert_eq!(parse_mode(text), mode, "{text}");
+        }
+        for bad in ["0600", "0500", "0044", "4400", "9", "", "rw", "-1"] {
+            assert_eq!(parse_mode(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn owners_are_names_or_numbers() {
+        assert_eq!(parse_owner(""), Ok((None, None)));
+        assert_eq!(parse_owner("root"), Ok((Some(0), None)));
+        assert_eq!(parse_owner("12:34"), Ok((Some(12), Some(34))));
+        assert_eq!(parse_owner(":root"), Ok((None, Some(0))));
+        assert!(parse_owner("no-such-user-here").unwrap_err().contains("no-such-user-here"));
+    }
+
+    #[test]
+    fn log_filters_are_levels_or_expressions() {
+        for good in ["info", "trace", "info,depotfs::vfs=debug", "depotfs=trace"] {
+            assert_eq!(Kind::LogFilter.check(good), Ok(()), "{good}");
+        }
+        for bad in ["", "loud", "info,depotfs=loud"] {
+            assert!(Kind::LogFilter.check(bad).is_err(), "{bad}");
+        }
+    }
+}

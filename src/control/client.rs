@@ -1,0 +1,249 @@
+//! The command's end of the control socket.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::protocol::{self, Cause, Failure, Line, Request};
+use super::socket::Address;
+use super::{Error, Progress};
+
+/// A connection to the daemon of one depot.
+#[derive(Debug)]
+pub struct Client {
+    depot: PathBuf,
+    stream: BufReader<UnixStream>,
+}
+
+/// Bytes the daemon sends: reads to the end of them, then says whether all came.
+#[derive(Debug)]
+pub struct Transfer {
+    length: u64,
+    rest: u64,
+    stream: BufReader<UnixStream>,
+}
+
+impl Client {
+    /// Connects to the daemon of `depot`.
+    pub fn connect(depot: &Path) -> Result<Client, Error> {
+        let connected = Address::of(depot).and_then(|address| UnixStream::connect(address.path()));
+        match connected {
+            Ok(stream) => Ok(Client { depot: depot.into(), stream: BufReader::new(stream) }),
+            Err(error) => Err(match error.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Error::NotRunning(depot.into()),
+                io::ErrorKind::PermissionDenied => Error::NotAllowed(depot.into(), error),
+                _ => Error::Broken(depot.into(), error),
+            }),
+        }
+    }
+
+    /// Asks, and waits as long as it takes.
+    pub fn ask<T: DeserializeOwned>(
+        &mut self,
+        request: &Request,
+        progress: Progress<'_>,
+    ) -> Result<T, Error> {
+        match self.end_of(request, progress)? {
+            Line::Ok(value) => self.read(value),
+            other => Err(Error::Garbled(self.depot.clone(), format!("{other:?}"))),
+        }
+    }
+
+    /// Asks for bytes.
+    pub fn fetch(mut self, request: &Request) -> Result<Transfer, Error> {
+        match self.end_of(request, &mut |_| {})? {
+            Line::Bytes(length) => Ok(Transfer { length, rest: length, stream: self.stream }),
+            other => Err(Error::Garbled(self.depot.clone(), format!("{other:?}"))),
+        }
+    }
+
+    /// Sends the request and passes progress on until the last line, which is not an error.
+    fn end_of(&mut self, request: &Request, progress: Progress<'_>) -> Result<Line, Error> {
+        let line =
+            protocol::encode(request).map_err(|error| Error::Broken(self.depot.clone(), error.into()))?;
+        // A daemon that refused the connection has written why and closed it: read that before complaining.
+        let sent = self.stream.get_mut().write_all(&line);
+        loop {
+            let line = match self.next_line() {
+                Err(Error::Broken(depot, error)) => {
+                    return Err(Error::Broken(depot, sent.err().unwrap_or(error)));
+                }
+                other => other?,
+            };
+            match line {
+                Line::Progress(news) => progress(&news),
+                Line::Error(Failure { cause: Cause::NotAllowed, text }) => {
+                    let error = io::Error::new(io::ErrorKind::PermissionDenied, text);
+                    return Err(Error::NotAllowed(self.depot.clone(), error));
+                }
+                Line::Error(failure) => return Err(failure.into()),
+                last => return Ok(last),
+            }
+        }
+    }
+
+    fn next_line(&mut self) -> Result<Line, Error> {
+        let mut line = Vec::new();
+        let read = self.stream.read_until(b'\n', &mut line);
+        match read {
+            Ok(_) if line.last() == Some(&b'\n') => serde_json::from_slice(&line)
+                .map_err(|error| Error::Garbled(self.depot.clone(), error.to_string())),
+            Ok(_) => {
+                let error =
+                    io::Error::new(io::ErrorKind::UnexpectedEof, "it ended the connection without an answer");
+                Err(Error::Broken(self.depot.clone(), error))
+            }
+            Err(error) => Err(Error::Broken(self.depot.clone(), error)),
+        }
+    }
+
+    fn read<T: DeserializeOwned>(&self, value: Value) -> Result<T, Error> {
+        serde_json::from_value(value).map_err(|error| Error::Garbled(self.depot.clone(), error.to_string()))
+    }
+}
+
+impl Transfer {
+    /// How many bytes there are.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+}
+
+impl Read for Transfer {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let most = usize::try_from(self.rest).map_or(buffer.len(), |rest| rest.min(buffer.len()));
+        if most == 0 {
+            return Ok(0); // A BufReader asked for nothing still waits for something.
+        }
+        let n = self.stream.read(&mut buffer[..most])?;
+        if n == 0 {
+            let text = format!(
+                "the daemon could send only {} of {} bytes: its log says why",
+                self.length - self.rest,
+                self.length
+            );
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, text));
+        }
+        self.rest -= n as u64;
+        Ok(n)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::{Answer, Bytes, Server, Target};
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    fn answering() -> super::super::Handler {
+        Arc::new(|request, progress| match request {
+            Request::Flush { wait } => {
+                progress("one");
+                progress("two");
+                Answer::of(&wait)
+            }
+            Request::BlobCat { target: Target::Tree(path) } => {
+                let bytes = path.as_bytes().repeat(100_000);
+                let short = path.as_bytes() == b"short";
+                let length = bytes.len() as u64 + u64::from(short);
+                Ok(Answer::Bytes { length, from: Box::new(io::Cursor::new(bytes)) })
+            }
+            Request::Stop => panic!("on purpose"),
+            _ => Err(Failure::new(Cause::NotFound, "there is none")),
+        })
+    }
+
+    fn raw(depot: &Path, bytes: &[u8]) -> String {
+        let mut stream = UnixStream::connect(Address::of(depot).unwrap().path()).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        // The server may answer and leave before it has read everything.
+        let _ = stream.write_all(bytes);
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let mut text = Vec::new();
+        let _ = stream.read_to_end(&mut text);
+        String::from_utf8(text).unwrap()
+    }
+
+    #[test]
+    fn requests_are_answered_in_turn_with_progress() {
+        let depot = tempfile::tempdir().unwrap();
+        let _server = Server::start(depot.path(), answering()).unwrap();
+        let mut client = Client::connect(depot.path()).unwrap();
+        let mut news = Vec::new();
+        assert!(
+            client.ask::<bool>(&Request::Flush { wait: true }, &mut |n| news.push(n.to_owned())).unwrap()
+        );
+        assert_eq!(news, ["one", "two"]);
+        let why = client.ask::<Value>(&Request::Status, &mut |_| {}).unwrap_err();
+        assert!(matches!(&why, Error::Failed(f) if f.cause == Cause::NotFound), "{why}");
+        let why = client.ask::<Value>(&Request::Stop, &mut |_| {}).unwrap_err();
+        assert!(why.to_string().contains("its log"), "a panic is only this request's failure: {why}");
+        assert!(client.ask::<bool>(&Request::Flush { wait: true }, &mut |_| {}).unwrap());
+    }
+
+    #[test]
+    fn bytes_come_whole_or_say_that_they_did_not() {
+        let depot = tempfile::tempdir().unwrap();
+        let _server = Server::start(depot.path(), answering()).unwrap();
+        let cat = |path: &str| Request::BlobCat { target: Target::Tree(Bytes::Text(path.into())) };
+        let mut got = Vec::new();
+        let mut transfer = Client::connect(depot.path()).unwrap().fetch(&cat("abc")).unwrap();
+        assert_eq!(transfer.length(), 300_000);
+        transfer.read_to_end(&mut got).unwrap();
+        assert_eq!(got, b"abc".repeat(100_000));
+        let mut transfer = Client::connect(depot.path()).unwrap().fetch(&cat("short")).unwrap();
+        let why = transfer.read_to_end(&mut got).unwrap_err();
+        assert!(why.to_string().contains("only 500000 of 500001"), "{why}");
+    }
+
+    #[test]
+    fn garbage_gets_an_error_line_and_harms_nobody() {
+        let depot = tempfile::tempdir().unwrap();
+        let _server = Server::start(depot.path(), answering()).unwrap();
+        assert!(raw(depot.path(), b"hello\n").starts_with("{\"error\":"));
+        assert!(raw(depot.path(), b"{\"v\":9,\"request\":\"status\"}\n").contains("version 9"));
+        assert!(raw(depot.path(), &vec![b'x'; 10 << 20]).starts_with("{\"error\":"));
+        assert!(raw(depot.path(), &[0xff, 0, b'\n']).starts_with("{\"error\":"));
+        assert_eq!(raw(depot.path(), b"{\"v\":1,\"requ"), "", "half a request is no request");
+        assert_eq!(raw(depot.path(), b""), "");
+        let mut client = Client::connect(depot.path()).unwrap();
+        assert!(client.ask::<bool>(&Request::Flush { wait: true }, &mut |_| {}).unwrap());
+    }
+
+    #[test]
+    fn idle_connections_are_bounded() {
+        let depot = tempfile::tempdir().unwrap();
+        let _server = Server::start(depot.path(), answering()).unwrap();
+        let mut idle: Vec<_> = (0..40).map(|_| Client::connect(depot.path()).unwrap()).collect();
+        let why = idle[39].ask::<bool>(&Request::Flush { wait: true }, &mut |_| {}).unwrap_err();
+        assert!(matches!(&why, Error::Failed(f) if f.cause == Cause::Busy), "{why}");
+        assert!(idle[0].ask::<bool>(&Request::Flush { wait: true }, &mut |_| {}).unwrap());
+    }
+
+    #[test]
+    fn a_depot_may_lie_deep() {
+        let depot = tempfile::tempdir().unwrap();
+        let deep = depot.path().join("d".repeat(120)).join("e".repeat(120));
+        std::fs::create_dir_all(&deep).unwrap();
+        let server = Server::start(&deep, answering()).unwrap();
+        assert!(
+            Client::connect(&deep).unwrap().ask::<bool>(&Request::Flush { wait: true }, &mut |_| {}).unwrap()
+        );
+        drop(server);
+        assert!(matches!(Client::connect(&deep), Err(Error::NotRunning(_))));
+        assert!(!deep.join(super::super::SOCKET).exists());
+    }
+
+    #[test]
+    fn a_dead_daemons_socket_is_replaced() {
+        let depot = tempfile::tempdir().unwrap();
+        drop(std::os::unix::net::UnixListener::bind(depot.path().join(super::super::SOCKET)).unwrap());
+        assert!(matches!(Client::connect(depot.path()), Err(Error::NotRunning(_))));
+        let _server = Server::start(depot.path(), answering()).unwrap();
+        assert!(Client::connect(depot.path()).is_ok());
+    }
+}

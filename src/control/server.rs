@@ -1,0 +1,228 @@
+//! The daemon's end of the control socket.
+//!
+//! Each connection has a named thread of its own; their number is bounded, and so is the time a peer may take for a request
+//! or for taking an answer. Nothing that a peer sends ends the daemon: what is not understood gets an error line.
+
+use std::fmt;
+use std::fs;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+
+use super::protocol::{self, Answer, Cause, Failure, LINE_BYTES_MAX, Line, Request};
+use super::socket::Address;
+use super::{Error, SOCKET};
+use crate::metrics;
+
+/// Tells the waiting client one line of news.
+pub type Progress<'a> = &'a mut dyn FnMut(&str);
+
+/// What answers requests; given by `daemon`, called from many threads at once.
+pub type Handler = Arc<dyn Fn(Request, Progress<'_>) -> Result<Answer, Failure> + Send + Sync>;
+
+/// Connections served at a time; more are told to come later.
+const CONNECTIONS_MAX: usize = 32;
+/// How long a peer may take to send a request, or to take a piece of an answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The listening socket and its thread; dropping it closes and removes the socket.
+pub struct Server {
+    depot: PathBuf,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What the threads share.
+struct Shared {
+    handler: Handler,
+    owner: u32,
+    connections: AtomicUsize,
+}
+
+impl Server {
+    /// Listens in `depot`, whose lock the caller holds: a socket found there is a dead daemon's and is replaced.
+    pub fn start(depot: &Path, handler: Handler) -> Result<Server, Error> {
+        let listen = || -> io::Result<(UnixListener, u32)> {
+            let owner = fs::metadata(depot)?;
+            match fs::remove_file(depot.join(SOCKET)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let listener = UnixListener::bind(Address::of(depot)?.path())?;
+            // Who may talk is decided by peer credentials; the mode keeps everybody else from even connecting.
+            fs::set_permissions(depot.join(SOCKET), fs::Permissions::from_mode(0o600))?;
+            if crate::sys::process::is_root() {
+                std::os::unix::fs::lchown(depot.join(SOCKET), Some(owner.uid()), Some(owner.gid()))?;
+            }
+            Ok((listener, owner.uid()))
+        };
+        let (listener, owner) = listen().map_err(|error| Error::Listen(depot.into(), error))?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let shared = Arc::new(Shared { handler, owner, connections: AtomicUsize::new(0) });
+        let stopped = Arc::clone(&stop);
+        let accept = std::thread::Builder::new().name("control".into());
+        let thread = accept.spawn(move || accept_until(&stopped, &listener, &shared));
+        let thread = thread.map_err(|error| Error::Listen(depot.into(), error))?;
+        Ok(Server { depot: depot.into(), stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Server {
+    /// Stops listening; connections being served end by their own, at the latest with the process.
+    fn drop(&mut self) {
+        self.stop.store(true, SeqCst);
+        // accept(2) returns for a connection; when none can be made nobody is in it either.
+        if let Ok(address) = Address::of(&self.depot) {
+            let _ = UnixStream::connect(address.path());
+        }
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        let _ = fs::remove_file(self.depot.join(SOCKET));
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("depot", &self.depot).finish_non_exhaustive()
+    }
+}
+
+/// The listening thread.
+fn accept_until(stop: &AtomicBool, listener: &UnixListener, shared: &Arc<Shared>) {
+    loop {
+        let accepted = listener.accept();
+        if stop.load(SeqCst) {
+            return;
+        }
+        match accepted {
+            Ok((stream, _)) => begin(stream, shared),
+            Err(error) => {
+                // Out of descriptors, say: wait for some to come back.
+                tracing::warn!(%error, "control socket cannot accept a connection");
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
+    }
+}
+
+/// Checks who calls and gives the connection a thread.
+fn begin(stream: UnixStream, shared: &Arc<Shared>) {
+    if let Err(failure) = admit(&stream, shared) {
+        metrics::CONTROL_REFUSED.count();
+        let _ = say(&stream, &Line::Error(failure));
+        return;
+    }
+    let place = Place::take(shared);
+    let thread = std::thread::Builder::new().name("control-peer".into());
+    if let Err(error) = thread.spawn(move || serve(&stream, &place.0)) {
+        tracing::warn!(%error, "control socket cannot start a thread");
+    }
+}
+
+/// One of the places for connections, given back when dropped.
+struct Place(Arc<Shared>);
+
+impl Place {
+    fn take(shared: &Arc<Shared>) -> Place {
+        shared.connections.fetch_add(1, SeqCst);
+        Place(Arc::clone(shared))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, SeqCst);
+    }
+}
+
+/// Whether this peer is served: its user, and a free place. Also sets the deadlines.
+fn admit(stream: &UnixStream, shared: &Shared) -> Result<(), Failure> {
+    let broken = |error: &dyn std::error::Error| Failure::because("the connection cannot be used", error);
+    stream.set_read_timeout(Some(PATIENCE)).map_err(|e| broken(&e))?;
+    stream.set_write_timeout(Some(PATIENCE)).map_err(|e| broken(&e))?;
+    let peer = getsockopt(stream, PeerCredentials).map_err(|e| broken(&e))?;
+    if peer.uid() != 0 && peer.uid() != shared.owner {
+        let text = format!(
+            "user {} may not ask: only the depot's owner (user {}) and root",
+            peer.uid(),
+            shared.owner
+        );
+        return Err(Failure::new(Cause::NotAllowed, text));
+    }
+    if shared.connections.load(SeqCst) >= CONNECTIONS_MAX {
+        let text = format!("the daemon is answering {CONNECTIONS_MAX} others: try again in a moment");
+        return Err(Failure::new(Cause::Busy, text));
+    }
+    Ok(())
+}
+
+/// One connection: requests until the peer leaves.
+fn serve(stream: &UnixStream, shared: &Shared) {
+    let mut reader = BufReader::new(stream);
+    loop {
+        let request = match read_line(&mut reader) {
+            Ok(Some(line)) => protocol::decode(&line),
+            // The peer left, in the middle of a line or between two, or said nothing for too long.
+            Ok(None) | Err(_) => return,
+        };
+        let understood = request.is_ok();
+        let answer = request.and_then(|request| handle(stream, shared, request));
+        metrics::CONTROL_REQUESTS.count();
+        if !understood {
+            metrics::CONTROL_REFUSED.count();
+        }
+        // After a line that was not understood nobody knows where the next one begins.
+        if reply(stream, answer).is_err() || !understood {
+            return;
+        }
+    }
+}
+
+/// Reads one line; `None` at the end of the stream. A line over the limit comes back cut, which no decoder accepts.
+fn read_line(reader: &mut impl BufRead) -> io::Result<Option<Vec<u8>>> {
+    let mut line = Vec::new();
+    reader.take(LINE_BYTES_MAX as u64).read_until(b'\n', &mut line)?;
+    let whole = line.last() == Some(&b'\n') || line.len() == LINE_BYTES_MAX;
+    Ok(whole.then_some(line))
+}
+
+/// Runs the handler; a panic in it is this request's failure and nobody else's.
+fn handle(stream: &UnixStream, shared: &Shared, request: Request) -> Result<Answer, Failure> {
+    let name = format!("{request:?}");
+    let mut progress = |news: &str| {
+        let _ = say(stream, &Line::Progress(news.into()));
+    };
+    let run = AssertUnwindSafe(|| (shared.handler)(request, &mut progress));
+    catch_unwind(run).unwrap_or_else(|_| {
+        tracing::error!(request = name, "control request ended with a panic");
+        Err(Failure::new(Cause::Failed, "the daemon failed in the middle of the request: its log says where"))
+    })
+}
+
+fn reply(stream: &UnixStream, answer: Result<Answer, Failure>) -> io::Result<()> {
+    match answer {
+        Ok(Answer::Value(value)) => say(stream, &Line::Ok(value)),
+        Err(failure) => say(stream, &Line::Error(failure)),
+        Ok(Answer::Bytes { length, from }) => {
+            say(stream, &Line::Bytes(length))?;
+            let copied = io::copy(&mut from.take(length), &mut &*stream)?;
+            // Too few: the peer counts, and learns it from the end of the stream.
+            if copied == length { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+        }
+    }
+}
+
+fn say(mut stream: &UnixStream, line: &Line) -> io::Result<()> {
+    let mut text = serde_json::to_vec(line)?;
+    text.push(b'\n');
+    stream.write_all(&text)
+}

@@ -1,0 +1,113 @@
+//! Bytes that could not be sealed: kept in `_aside/` with the reason beside them until somebody rescues them or they age.
+
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use nix::fcntl::OFlag;
+
+use super::error::{Doing, Result};
+use super::staging::{StagingDir, parse_name, staging_path};
+use super::volume::{ASIDE, PRE};
+use crate::change::StagingName;
+
+/// How long set-aside bytes are kept.
+pub const KEPT_FOR: Duration = Duration::from_secs(14 * 24 * 3600);
+
+/// A staging file that was set aside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Aside {
+    /// Its name as a staging file.
+    pub name: StagingName,
+    /// Where the bytes are now.
+    pub path: PathBuf,
+    /// How many they are.
+    pub size: u64,
+    /// Why they were set aside.
+    pub why: String,
+    /// When.
+    pub since: SystemTime,
+}
+
+fn bytes_path(name: StagingName) -> String {
+    format!("{ASIDE}/{name}")
+}
+
+fn reason_path(name: StagingName) -> String {
+    format!("{ASIDE}/{name}.txt")
+}
+
+impl StagingDir {
+    /// Moves a staging file to `_aside/` and writes the reason beside it; durable on Ok, and where it is now.
+    ///
+    /// The reason is there before the bytes are, so nothing in `_aside/` is unexplained. Doing it again is no error.
+    pub fn set_aside(&self, name: StagingName, why: &str) -> Result<PathBuf> {
+        let (staged, bytes, reason) = (staging_path(name), bytes_path(name), reason_path(name));
+        if self.volume.stat(&staged)?.is_none() && self.volume.stat(&bytes)?.is_some() {
+            return Ok(self.volume.at(&bytes));
+        }
+        // Forced if the disk takes them; bytes that it does not take are set aside all the same.
+        let _ = self.force(&[name]);
+        self.volume.remove(&reason)?;
+        let mut text = self.volume.create_file(&reason, 0o600)?;
+        text.write_all(why.as_bytes())
+            .and_then(|()| text.write_all(b"\n"))
+            .and_then(|()| text.sync_all())
+            .doing("write", self.volume.at(&reason))?;
+        self.volume.rename(&staged, &bytes)?;
+        self.forget(name);
+        self.volume.force_folder(ASIDE)?;
+        self.volume.force_folder(PRE)?;
+        Ok(self.volume.at(&bytes))
+    }
+
+    /// What was set aside, in the order of the names.
+    pub fn aside(&self) -> Result<Vec<Aside>> {
+        let mut found = Vec::new();
+        for name in self.volume.names(ASIDE)?.unwrap_or_default() {
+            let Some(name) = parse_name(&name) else { continue };
+            if let Some(aside) = self.one_aside(name)? {
+                found.push(aside);
+            }
+        }
+        Ok(found)
+    }
+
+    fn one_aside(&self, name: StagingName) -> Result<Option<Aside>> {
+        let path = bytes_path(name);
+        let Some((_, bytes)) = self.volume.open_file(&path, OFlag::O_RDONLY)? else { return Ok(None) };
+        let mut why = String::new();
+        let mut since = bytes.modified().doing("stat", self.volume.at(&path))?;
+        if let Some((reason, metadata)) = self.volume.open_file(&reason_path(name), OFlag::O_RDONLY)? {
+            why = io::read_to_string(reason).doing("read", self.volume.at(&reason_path(name)))?;
+            since = metadata.modified().doing("stat", self.volume.at(&reason_path(name)))?;
+        }
+        Ok(Some(Aside {
+            name,
+            path: self.volume.at(&path),
+            size: bytes.len(),
+            why: why.trim_end().to_owned(),
+            since,
+        }))
+    }
+
+    /// Deletes what was set aside longer ago than `age`, and tells what it was.
+    pub fn expire_aside(&self, age: Duration) -> Result<Vec<Aside>> {
+        let now = SystemTime::now();
+        let mut gone = Vec::new();
+        for aside in self.aside()? {
+            if now.duration_since(aside.since).is_ok_and(|old| old >= age) {
+                self.drop_aside(aside.name)?;
+                gone.push(aside);
+            }
+        }
+        Ok(gone)
+    }
+
+    /// Deletes one set-aside file, after it was rescued; one that is gone already is no error.
+    pub fn drop_aside(&self, name: StagingName) -> Result<()> {
+        self.volume.remove(&bytes_path(name))?;
+        self.volume.remove(&reason_path(name))?;
+        Ok(())
+    }
+}

@@ -1,0 +1,218 @@
+//! The laws of the trait: what every provider, and every chain of them, does. Each runs on a fresh provider.
+
+use std::ops::ControlFlow;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
+use super::provider::{Blob, Listed, Provider, Staged};
+use super::{BlobFile, Error};
+use crate::change::StagingName;
+use crate::checksum::{Checksum, Hasher};
+
+/// Runs every law on a provider made for it alone; `make` also returns what must live as long.
+pub(super) fn hold_for<G>(make: impl Fn() -> (G, Arc<dyn Provider>)) {
+    for (name, law) in LAWS {
+        let (_guard, provider) = make();
+        let held = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| law(&*provider)));
+        assert!(held.is_ok(), "law broken: {name}");
+    }
+}
+
+type Law = fn(&dyn Provider);
+
+const LAWS: &[(&str, Law)] = &[
+    ("what was put is what is opened until removed", what_was_put_is_opened_until_removed),
+    ("absence is not an error", absence_is_not_an_error),
+    ("put is idempotent", put_is_idempotent),
+    ("a batch may name a blob twice", a_batch_may_name_a_blob_twice),
+    ("a failed batch leaves nothing", a_failed_batch_leaves_nothing),
+    ("a file that changed since it was hashed is no blob", a_changed_file_is_no_blob),
+    ("remove does not disturb open blobs", remove_does_not_disturb_open_blobs),
+    ("a blob's descriptor cannot write", a_blobs_descriptor_cannot_write),
+    ("list is ordered and resumes anywhere", list_is_ordered_and_resumes_anywhere),
+    ("a visitor can stop a listing", a_visitor_can_stop_a_listing),
+    ("a detached blob keeps its bytes", a_detached_blob_keeps_its_bytes),
+    ("status tells the room", status_tells_the_room),
+];
+
+static NEXT: AtomicU64 = AtomicU64::new(1);
+
+/// A name that no other test uses.
+pub(super) fn fresh_name() -> StagingName {
+    StagingName(NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Checksum of `bytes`.
+pub(super) fn sum_of(bytes: &[u8]) -> Checksum {
+    let mut hasher = Hasher::default();
+    hasher.update(bytes);
+    hasher.finish().checksum
+}
+
+/// A staging file that holds `bytes`, as an element of a batch.
+pub(super) fn staged(provider: &dyn Provider, bytes: &[u8]) -> (Checksum, Staged) {
+    let name = fresh_name();
+    provider.stage().unwrap().create(name).unwrap().write_at(bytes, 0).unwrap();
+    (sum_of(bytes), Staged { name, size: bytes.len() as u64 })
+}
+
+/// Puts `bytes` and gives their checksum.
+pub(super) fn put(provider: &dyn Provider, bytes: &[u8]) -> Checksum {
+    let one = staged(provider, bytes);
+    provider.put(&[one]).unwrap();
+    provider.staging(one.1.name).unwrap().discard(one.1.name).unwrap();
+    one.0
+}
+
+/// Everything in a blob.
+pub(super) fn bytes_of(blob: &BlobFile) -> Vec<u8> {
+    let mut bytes = vec![0; blob.size() as usize];
+    assert_eq!(blob.read_at(&mut bytes, 0).unwrap(), bytes.len());
+    bytes
+}
+
+pub(super) fn open(provider: &dyn Provider, sum: &Checksum) -> Option<BlobFile> {
+    provider.open(sum).unwrap().map(|Blob::Local(file)| file)
+}
+
+/// What a listing shows, with strays as the last part of their path.
+pub(super) fn listed(provider: &dyn Provider, after: Option<&Checksum>) -> Vec<(String, Option<u64>)> {
+    let mut found = Vec::new();
+    provider
+        .list(after, &mut |listed| {
+            found.push(match listed {
+                Listed::Blob { sum, size } => (sum.to_string(), Some(size)),
+                Listed::Stray(path) => (path.file_name().unwrap().to_string_lossy().into_owned(), None),
+            });
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    found
+}
+
+fn what_was_put_is_opened_until_removed(provider: &dyn Provider) {
+    let one = staged(provider, b"some bytes");
+    provider.put(&[one]).unwrap();
+    assert_eq!(provider.staging(one.1.name).unwrap().stat(one.1.name).unwrap().size, 10, "the name stays");
+    provider.staging(one.1.name).unwrap().discard(one.1.name).unwrap();
+    assert_eq!(bytes_of(&open(provider, &one.0).unwrap()), b"some bytes");
+    assert_eq!(provider.stat(&one.0).unwrap(), Some(10));
+    assert!(provider.remove(&one.0).unwrap());
+    assert!(open(provider, &one.0).is_none());
+}
+
+fn absence_is_not_an_error(provider: &dyn Provider) {
+    let sum = sum_of(b"never put");
+    assert!(provider.open(&sum).unwrap().is_none());
+    assert_eq!(provider.stat(&sum).unwrap(), None);
+    assert!(!provider.remove(&sum).unwrap());
+    assert!(matches!(provider.detach(&sum, fresh_name()), Err(Error::Missing(missing)) if missing == sum));
+}
+
+fn put_is_idempotent(provider: &dyn Provider) {
+    let one = staged(provider, b"twice");
+    provider.put(&[one]).unwrap();
+    provider.put(&[one]).unwrap();
+    let other = staged(provider, b"twice");
+    provider.put(&[other]).unwrap();
+    assert_eq!(bytes_of(&open(provider, &one.0).unwrap()), b"twice");
+    provider.put(&[]).unwrap();
+}
+
+fn a_batch_may_name_a_blob_twice(provider: &dyn Provider) {
+    let batch: Vec<_> = (0..40).map(|i| staged(provider, &[i % 20; 100])).collect();
+    provider.put(&batch).unwrap();
+    for (sum, staged) in &batch {
+        assert_eq!(provider.stat(sum).unwrap(), Some(staged.size));
+    }
+}
+
+fn a_failed_batch_leaves_nothing(provider: &dyn Provider) {
+    let before = listed(provider, None);
+    let first = staged(provider, b"first of the batch");
+    let never = (sum_of(b"x"), Staged { name: fresh_name(), size: 1 });
+    provider.put(&[first, never]).unwrap_err();
+    assert_eq!(listed(provider, None), before);
+    let writer = provider.staging(first.1.name).unwrap().open_writer(first.1.name).unwrap();
+    writer.write_at(b"FIRST", 0).unwrap();
+}
+
+fn a_changed_file_is_no_blob(provider: &dyn Provider) {
+    let (sum, staged) = staged(provider, b"hashed");
+    let wrong = Staged { size: staged.size - 1, ..staged };
+    assert!(matches!(provider.put(&[(sum, wrong)]), Err(Error::Changed { expected: 5, found: 6, .. })));
+    assert!(open(provider, &sum).is_none());
+}
+
+fn remove_does_not_disturb_open_blobs(provider: &dyn Provider) {
+    let sum = put(provider, b"still read");
+    let blob = open(provider, &sum).unwrap();
+    assert!(provider.remove(&sum).unwrap());
+    put(provider, b"something else");
+    assert_eq!(bytes_of(&blob), b"still read");
+}
+
+fn a_blobs_descriptor_cannot_write(provider: &dyn Provider) {
+    let sum = put(provider, b"read-only");
+    let blob = open(provider, &sum).unwrap();
+    let flags = OFlag::from_bits_truncate(fcntl(blob.as_fd(), FcntlArg::F_GETFL).unwrap());
+    assert_eq!(flags & OFlag::O_ACCMODE, OFlag::O_RDONLY);
+    nix::sys::uio::pwrite(blob.as_fd(), b"x", 0).unwrap_err();
+}
+
+fn list_is_ordered_and_resumes_anywhere(provider: &dyn Provider) {
+    let mut sums: Vec<Checksum> = (0..300_u32).map(|i| sum_of(&i.to_le_bytes())).collect();
+    let batch: Vec<_> = (0..300_u32).map(|i| staged(provider, &i.to_le_bytes())).collect();
+    provider.put(&batch).unwrap();
+    sums.push(Checksum::EMPTY);
+    sums.sort();
+    let all = listed(provider, None);
+    let expected: Vec<_> =
+        sums.iter().map(|s| (s.to_string(), Some(if *s == Checksum::EMPTY { 0 } else { 4 }))).collect();
+    assert_eq!(all, expected);
+    for (i, sum) in sums.iter().enumerate().step_by(7) {
+        assert_eq!(listed(provider, Some(sum)), expected[i + 1..]);
+        let mut absent = *sum;
+        absent.0[19] ^= 1;
+        let from = sums.partition_point(|s| *s <= absent);
+        assert_eq!(listed(provider, Some(&absent)), expected[from..]);
+    }
+    assert_eq!(listed(provider, Some(&Checksum([0xff; 20]))), []);
+}
+
+fn a_visitor_can_stop_a_listing(provider: &dyn Provider) {
+    for i in 0..10_u8 {
+        put(provider, &[i]);
+    }
+    let mut seen = 0;
+    provider
+        .list(None, &mut |_| {
+            seen += 1;
+            if seen == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })
+        .unwrap();
+    assert_eq!(seen, 3);
+}
+
+fn a_detached_blob_keeps_its_bytes(provider: &dyn Provider) {
+    let sum = put(provider, b"old bytes");
+    let reader = open(provider, &sum).unwrap();
+    let name = fresh_name();
+    provider.detach(&sum, name).unwrap();
+    let dir = provider.staging(name).unwrap();
+    assert_eq!(dir.stat(name).unwrap().links, 1);
+    let writer = dir.open_writer(name).unwrap();
+    writer.write_at(b"NEW", 0).unwrap();
+    assert_eq!(bytes_of(&reader), b"NEW bytes", "who read the blob follows the writer");
+    assert_eq!(bytes_of(&open(provider, &sum).unwrap()), b"old bytes");
+    assert_eq!(provider.stat(&sum).unwrap(), Some(9));
+}
+
+fn status_tells_the_room(provider: &dyn Provider) {
+    let status = provider.status();
+    let space = status.space.unwrap();
+    assert!(space.available <= space.free && space.free <= space.capacity && space.capacity > 0);
+}

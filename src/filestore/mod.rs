@@ -1,0 +1,247 @@
+//! Blobs by checksum, and the staging files they are made of.
+//!
+//! [`Filestore`] is what callers use. It owns what holds whatever the chain is: the latches, the check of sizes, the
+//! verification. The mechanisms are [`Provider`]s, one file each. Nothing here knows paths of the tree.
+//!
+//! A file's bytes are written into a staging file, which `put` gives the name of its checksum; the staging name stays
+//! until the caller has made durable that nobody needs it (`discard`).
+
+mod aside;
+mod blob;
+mod error;
+mod file_system;
+mod latch;
+#[cfg(test)]
+mod laws;
+mod provider;
+mod staging;
+mod volume;
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use aside::{Aside, KEPT_FOR};
+pub use blob::BlobFile;
+pub use error::{Error, Result};
+pub use file_system::{FileSystem, Options};
+pub use latch::Latch;
+pub use provider::{Blob, Health, Listed, Provider, ProviderStatus, Space, Staged, Visit};
+pub use staging::{StagingDir, StagingReader, StagingStat, StagingWriter};
+
+use crate::change::StagingName;
+use crate::checksum::{Checksum, Digest};
+use error::Doing;
+use latch::Latches;
+
+/// The blob side of a depot.
+#[derive(Debug)]
+pub struct Filestore {
+    provider: Arc<dyn Provider>,
+    latches: Latches,
+}
+
+/// What a look at every byte of a blob found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The bytes are those of its name (and of its BLAKE3, where that was given).
+    Good {
+        /// BLAKE3 of them.
+        blake3: [u8; 32],
+        /// How many.
+        size: u64,
+    },
+    /// They are not.
+    Altered {
+        /// How many there are.
+        size: u64,
+    },
+    /// There is no such blob.
+    Missing,
+}
+
+impl Filestore {
+    /// Makes a filestore of one local directory for a depot, holding the empty blob; durable on Ok.
+    pub fn create(dir: &Path, depot_id: [u8; 16]) -> Result<()> {
+        FileSystem::create(dir, depot_id, &Options::default())
+    }
+
+    /// Opens the filestore that `create` made; another depot's is refused.
+    ///
+    /// The caller holds the depot's lock: what a crash left half done is cleared away here.
+    pub fn open(dir: &Path, depot_id: [u8; 16], options: &Options) -> Result<Filestore> {
+        Ok(Filestore::over(Arc::new(FileSystem::open(dir, depot_id, options)?)))
+    }
+
+    /// A filestore over any chain of providers.
+    pub fn over(provider: Arc<dyn Provider>) -> Filestore {
+        Filestore { provider, latches: Latches::default() }
+    }
+
+    /// Makes an empty staging file that did not exist.
+    pub fn stage(&self, name: StagingName) -> Result<StagingWriter> {
+        self.provider.stage()?.create(name)
+    }
+
+    /// Makes a staging file of the first `limit` bytes of a blob, sharing blocks where possible and keeping holes;
+    /// nothing is left of it on failure.
+    pub fn stage_from(&self, name: StagingName, sum: &Checksum, limit: u64) -> Result<StagingWriter> {
+        let blob = self.open_any(sum)?.ok_or(Error::Missing(*sum))?;
+        self.provider.stage()?.create_from(name, &blob, limit)
+    }
+
+    /// Opens a staging file for reading.
+    pub fn open_staging(&self, name: StagingName) -> Result<StagingReader> {
+        self.provider.staging(name)?.open(name)
+    }
+
+    /// Opens a staging file for writing; one whose bytes are a blob's too is [`Error::Linked`].
+    pub fn open_staging_writer(&self, name: StagingName) -> Result<StagingWriter> {
+        self.provider.staging(name)?.open_writer(name)
+    }
+
+    /// What stat(2) knows of a staging file.
+    pub fn stat_staging(&self, name: StagingName) -> Result<StagingStat> {
+        self.provider.staging(name)?.stat(name)
+    }
+
+    /// Makes bytes and names of staging files durable. Many at once cost one flush, one alone does not wait for others.
+    pub fn force_staging(&self, names: &[StagingName]) -> Result<()> {
+        let mut dirs: Vec<(Arc<StagingDir>, Vec<StagingName>)> = Vec::new();
+        for name in names {
+            let dir = self.provider.staging(*name)?;
+            match dirs.iter_mut().find(|(known, _)| Arc::ptr_eq(known, &dir)) {
+                Some((_, names)) => names.push(*name),
+                None => dirs.push((dir, vec![*name])),
+            }
+        }
+        dirs.iter().try_for_each(|(dir, names)| dir.force(names))
+    }
+
+    /// Removes a staging file that no durable state names any more; one that is gone already is no error.
+    pub fn discard(&self, name: StagingName) -> Result<()> {
+        self.provider.staging(name)?.discard(name)
+    }
+
+    /// Moves a staging file out of the way, with a text beside it that says why; durable, and where it is now.
+    pub fn set_aside(&self, name: StagingName, why: &str) -> Result<PathBuf> {
+        self.provider.staging(name)?.set_aside(name, why)
+    }
+
+    /// Everything that was set aside.
+    pub fn aside(&self) -> Result<Vec<Aside>> {
+        self.every_staging_dir(StagingDir::aside)
+    }
+
+    /// Deletes what was set aside longer ago than `age` (ordinarily [`KEPT_FOR`]), and tells what it was.
+    pub fn expire_aside(&self, age: Duration) -> Result<Vec<Aside>> {
+        self.every_staging_dir(|dir| dir.expire_aside(age))
+    }
+
+    /// Every staging file there is.
+    pub fn staging_names(&self) -> Result<Vec<StagingName>> {
+        self.every_staging_dir(StagingDir::names)
+    }
+
+    fn every_staging_dir<T>(&self, each: impl Fn(&StagingDir) -> Result<Vec<T>>) -> Result<Vec<T>> {
+        let mut all = Vec::new();
+        for dir in self.provider.staging_dirs() {
+            all.extend(each(&dir)?);
+        }
+        Ok(all)
+    }
+
+    /// Waits for the exclusive right to decide on one blob.
+    pub fn latch(&self, sum: &Checksum) -> Latch<'_> {
+        self.latches.take(*sum)
+    }
+
+    /// Latches of a batch, each checksum once, taken in the one order that cannot deadlock.
+    pub fn latch_all(&self, sums: impl IntoIterator<Item = Checksum>) -> Vec<Latch<'_>> {
+        let sums: BTreeSet<Checksum> = sums.into_iter().collect();
+        sums.into_iter().map(|sum| self.latches.take(sum)).collect()
+    }
+
+    /// Opens a blob that the index knows with this size; absent or of another size is an error here.
+    pub fn open_blob(&self, sum: &Checksum, size: u64) -> Result<BlobFile> {
+        let blob = self.open_any(sum)?.ok_or(Error::Missing(*sum))?;
+        if blob.size() != size {
+            return Err(Error::WrongSize { sum: *sum, expected: size, found: blob.size() });
+        }
+        Ok(blob)
+    }
+
+    fn open_any(&self, sum: &Checksum) -> Result<Option<BlobFile>> {
+        Ok(self.provider.open(sum)?.map(|Blob::Local(file)| file))
+    }
+
+    /// Size of a blob as it is stored.
+    pub fn stat_blob(&self, sum: &Checksum) -> Result<Option<u64>> {
+        self.provider.stat(sum)
+    }
+
+    /// Makes blobs of staging files; durable on Ok. The caller holds the latches of all and discards the staging names
+    /// once its commit is durable.
+    ///
+    /// A blob of the right size stays as it is (telling a duplicate from a collision is the caller's, who knows the
+    /// BLAKE3), one of another size is replaced. On an error no new blob stands, and the same put can be tried again.
+    pub fn put(&self, batch: &[(Checksum, Staged)]) -> Result<()> {
+        self.provider.put(batch)
+    }
+
+    /// Turns a blob's file into the staging file `name`, leaving a durable copy as the blob, so that those who have the
+    /// blob's file open see what is written from now on.
+    pub fn detach(&self, latch: &Latch<'_>, name: StagingName) -> Result<()> {
+        self.provider.detach(latch.checksum(), name)
+    }
+
+    /// Removes a blob that no durable state names; whether it was there.
+    pub fn remove_blob(&self, latch: &Latch<'_>) -> Result<bool> {
+        self.provider.remove(latch.checksum())
+    }
+
+    /// Shows every blob after `after` in order, and what else lies among them. A listing cut short by anything but the
+    /// visitor is an error.
+    pub fn list(&self, after: Option<&Checksum>, visit: &mut Visit<'_>) -> Result<()> {
+        self.provider.list(after, visit)
+    }
+
+    /// SHA-1 and BLAKE3 of a blob's bytes as they are stored; `None` when it is absent.
+    pub fn digest_blob(&self, sum: &Checksum) -> Result<Option<Digest>> {
+        let Some(blob) = self.open_any(sum)? else { return Ok(None) };
+        blob.digest(|| true).doing("read all of blob", sum.to_string())
+    }
+
+    /// Reads every byte of a blob and compares: by BLAKE3 where the caller knows it, which is faster, else by SHA-1.
+    pub fn verify(&self, sum: &Checksum, blake3: Option<&[u8; 32]>) -> Result<Verdict> {
+        let Some(blob) = self.open_any(sum)? else { return Ok(Verdict::Missing) };
+        let size = blob.size();
+        let (good, found) = look_at(&blob, sum, blake3).doing("read all of blob", sum.to_string())?;
+        Ok(if good { Verdict::Good { blake3: found, size } } else { Verdict::Altered { size } })
+    }
+
+    /// How the chain does.
+    pub fn status(&self) -> ProviderStatus {
+        self.provider.status()
+    }
+
+    /// Room for new blobs, where it can be told.
+    pub fn free_space(&self) -> Option<Space> {
+        self.provider.status().space
+    }
+}
+
+/// Whether the bytes are the expected ones, and their BLAKE3.
+fn look_at(blob: &BlobFile, sum: &Checksum, blake3: Option<&[u8; 32]>) -> io::Result<(bool, [u8; 32])> {
+    if let Some(expected) = blake3 {
+        let found = blob.blake3()?;
+        return Ok((found == *expected, found));
+    }
+    let found = blob.digest(|| true)?;
+    Ok(found.map_or((false, [0; 32]), |found| (found.checksum == *sum, found.blake3)))
+}
+
+#[cfg(test)]
+mod tests;

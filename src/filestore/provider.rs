@@ -1,0 +1,137 @@
+//! The one trait of the storage chain, and the types that cross it.
+
+use std::fmt;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::blob::BlobFile;
+use super::error::Result;
+use super::staging::StagingDir;
+use crate::change::StagingName;
+use crate::checksum::Checksum;
+
+/// A place that keeps blobs: a leaf, or a layer over other providers.
+///
+/// The laws that every provider keeps are the tests in `laws.rs`. The unit is a file, not a stream: local layers move
+/// names, not bytes, and passthrough and reflink need a descriptor. Whoever calls `put`, `detach` or `remove` holds the
+/// latch of the checksum.
+pub trait Provider: fmt::Debug + Send + Sync + 'static {
+    /// Opens a blob for reading; `None` when it is not here, which is never an error.
+    fn open(&self, sum: &Checksum) -> Result<Option<Blob>>;
+
+    /// Size of a blob; cheap, and never fetches.
+    fn stat(&self, sum: &Checksum) -> Result<Option<u64>>;
+
+    /// Where a new staging file is best made: there `put` is a link.
+    fn stage(&self) -> Result<Arc<StagingDir>>;
+
+    /// The staging directory that holds `name`, or would.
+    fn staging(&self, name: StagingName) -> Result<Arc<StagingDir>>;
+
+    /// Every staging directory of this provider and of those below it.
+    fn staging_dirs(&self) -> Vec<Arc<StagingDir>>;
+
+    /// Makes blobs of staging files of this provider, each atomically; the staging names stay.
+    ///
+    /// On Ok all are durable here, with as few flushes as possible. A blob that stands with the right size stays as it
+    /// is; one of another size is replaced. On an error every blob is as before, or whole.
+    fn put(&self, batch: &[(Checksum, Staged)]) -> Result<()>;
+
+    /// Turns a blob's file into the staging file `name`, and puts a durable copy of it under the blob's name.
+    ///
+    /// Descriptors of the blob opened before see from then on what is written to the staging file; the blob does not.
+    /// On an error, and after a crash at any step, the blob stands with its bytes and nothing is staged but perhaps a
+    /// name that nobody knows.
+    fn detach(&self, sum: &Checksum, name: StagingName) -> Result<()>;
+
+    /// Removes a blob; whether it was here. Open descriptors of it go on.
+    fn remove(&self, sum: &Checksum) -> Result<bool>;
+
+    /// Shows every blob after `after` in order, until all are shown or the visitor breaks.
+    ///
+    /// A listing that could not be finished is an error, never a short list.
+    fn list(&self, after: Option<&Checksum>, visit: &mut Visit<'_>) -> Result<()>;
+
+    /// How it does; answers at once.
+    fn status(&self) -> ProviderStatus;
+}
+
+/// How a blob's bytes can be had.
+#[derive(Debug)]
+pub enum Blob {
+    /// All of them lie in a local file.
+    Local(BlobFile),
+}
+
+/// A staging file that is ready to become a blob.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Staged {
+    /// The staging file.
+    pub name: StagingName,
+    /// Its size when it was hashed.
+    pub size: u64,
+}
+
+/// What a listing shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listed<'a> {
+    /// A blob.
+    Blob {
+        /// Its checksum.
+        sum: Checksum,
+        /// Bytes its file has.
+        size: u64,
+    },
+    /// Something that is no blob and does not belong here.
+    Stray(&'a Path),
+}
+
+/// Takes what a listing shows; breaking ends the listing without an error.
+pub type Visit<'a> = dyn FnMut(Listed<'_>) -> ControlFlow<()> + 'a;
+
+/// How a provider does.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ProviderStatus {
+    /// The provider's type, as it is called in a chain.
+    pub kind: &'static str,
+    /// Its directory.
+    pub directory: Option<PathBuf>,
+    /// Type of the directory's file system.
+    pub file_system: Option<String>,
+    /// Whether copies there can share blocks.
+    pub reflink: bool,
+    /// Room, where it can be told.
+    pub space: Option<Space>,
+    /// Whether it works.
+    pub health: Health,
+    /// The providers below it.
+    pub children: Vec<ProviderStatus>,
+}
+
+/// Room of a file system.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Space {
+    /// Bytes in all.
+    pub capacity: u64,
+    /// Bytes nobody uses.
+    pub free: u64,
+    /// Bytes this process may still use.
+    pub available: u64,
+    /// Inodes in all; 0 where they are not counted.
+    pub inodes: u64,
+    /// Inodes nobody uses.
+    pub inodes_free: u64,
+}
+
+/// Whether a provider works.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Health {
+    /// It does.
+    Up,
+    /// It does not, and why.
+    Failing(String),
+}

@@ -1,0 +1,543 @@
+//! The local directory and the façade: what the laws cannot see because it lies below the trait.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::process::Command;
+use std::time::Instant;
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use tempfile::TempDir;
+
+use super::laws::{bytes_of, fresh_name, listed, open, put, staged, sum_of};
+use super::*;
+
+const ID: [u8; 16] = [0xab; 16];
+const MIB: u64 = 1 << 20;
+
+/// A filestore in a directory of its own.
+struct Depot {
+    dir: PathBuf,
+    store: Filestore,
+    _root: Option<TempDir>,
+}
+
+impl Depot {
+    fn new() -> Depot {
+        let root = TempDir::new().unwrap();
+        let mut depot = Depot::on(root.path());
+        depot._root = Some(root);
+        depot
+    }
+
+    fn on(root: &Path) -> Depot {
+        let dir = root.join("filestore");
+        Filestore::create(&dir, ID).unwrap();
+        let store = Filestore::open(&dir, ID, &Options::default()).unwrap();
+        Depot { dir, store, _root: None }
+    }
+
+    /// As after a crash: the same directory, opened by a new daemon.
+    fn reopened(mut self) -> Depot {
+        self.store = Filestore::open(&self.dir, ID, &Options::default()).unwrap();
+        self
+    }
+
+    fn provider(&self) -> &dyn Provider {
+        &*self.store.provider
+    }
+
+    fn blob(&self, sum: &Checksum) -> PathBuf {
+        let name = sum.to_string();
+        self.dir.join(&name[..2]).join(name)
+    }
+
+    fn pre(&self, name: StagingName) -> PathBuf {
+        self.dir.join("_pre").join(name.to_string())
+    }
+
+    fn pre_is_empty(&self) -> bool {
+        fs::read_dir(self.dir.join("_pre")).unwrap().next().is_none()
+    }
+}
+
+/// A file system mounted for one test; gone with it.
+struct Mounted(TempDir);
+
+impl Mounted {
+    fn tmpfs(options: &str) -> Option<Mounted> {
+        let dir = TempDir::new().unwrap();
+        let mounted = mount(Some("tmpfs"), dir.path(), Some("tmpfs"), MsFlags::empty(), Some(options));
+        match mounted {
+            Ok(()) => Some(Mounted(dir)),
+            Err(e) => skipped(&format!("cannot mount a tmpfs: {e}")),
+        }
+    }
+
+    /// Makes a file system of this type in an image of 400 MiB; the kernel frees the loop device with the mount.
+    fn made_by(mkfs: &str, images: &TempDir) -> Option<Mounted> {
+        let image = images.path().join(mkfs);
+        fs::File::create(&image).unwrap().set_len(400 * MIB).unwrap();
+        let made = Command::new(mkfs).arg("-q").arg(&image).output();
+        if !made.as_ref().is_ok_and(|output| output.status.success()) {
+            return skipped(&format!("{mkfs} does not work here: {made:?}"));
+        }
+        let dir = TempDir::new().unwrap();
+        let mounted = Command::new("mount").args(["-o", "loop"]).arg(&image).arg(dir.path()).output();
+        match mounted {
+            Ok(output) if output.status.success() => Some(Mounted(dir)),
+            other => skipped(&format!("cannot mount what {mkfs} made: {other:?}")),
+        }
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        umount2(self.0.path(), MntFlags::MNT_DETACH).unwrap();
+    }
+}
+
+/// Says past the harness's capture that a test proves nothing on this host.
+fn skipped<T>(why: &str) -> Option<T> {
+    writeln!(io::stderr(), "SKIPPED: {why}").unwrap();
+    None
+}
+
+#[test]
+fn the_laws_hold_for_a_local_directory() {
+    laws::hold_for(|| {
+        let depot = Depot::new();
+        (depot._root, depot.store.provider)
+    });
+}
+
+#[test]
+fn the_laws_hold_on_other_file_systems() {
+    let images = TempDir::new().unwrap();
+    let others = [Mounted::tmpfs("size=64m"), Mounted::made_by("mkfs.btrfs", &images)];
+    let xfs = Mounted::made_by("mkfs.xfs", &images);
+    for mounted in others.into_iter().chain([xfs]).flatten() {
+        let count = std::cell::Cell::new(0);
+        laws::hold_for(|| {
+            count.set(count.get() + 1);
+            let depot = Depot::on(&mounted.path().join(count.get().to_string()));
+            ((), depot.store.provider)
+        });
+    }
+}
+
+#[test]
+fn a_new_filestore_holds_the_empty_blob_and_nothing_else() {
+    let depot = Depot::new();
+    assert_eq!(listed(depot.provider(), None), [(Checksum::EMPTY.to_string(), Some(0))]);
+    let empty = fs::metadata(depot.blob(&Checksum::EMPTY)).unwrap();
+    assert_eq!((empty.nlink(), empty.permissions().mode() & 0o7777), (1, 0o400));
+    assert!(depot.pre_is_empty());
+    assert_eq!(fs::read_to_string(depot.dir.join(".depotfs")).unwrap(), "ab".repeat(16) + "\n");
+    Filestore::create(&depot.dir, ID).unwrap();
+}
+
+#[test]
+fn only_a_directory_of_this_depot_is_opened() {
+    let depot = Depot::new();
+    let refused = |dir: &Path, id| Filestore::open(dir, id, &Options::default()).unwrap_err();
+    let foreign = refused(&depot.dir, [1; 16]);
+    assert!(matches!(&foreign, Error::Foreign { .. }), "{foreign}");
+    assert!(foreign.to_string().contains(&"01".repeat(16)), "{foreign}");
+    assert!(matches!(Filestore::create(&depot.dir, [1; 16]), Err(Error::Foreign { .. })));
+    let absent = refused(&depot.dir.join("gone"), ID);
+    assert!(matches!(&absent, Error::NotADepotDirectory { .. }), "{absent}");
+    assert!(absent.to_string().contains("does not exist"), "{absent}");
+    let unmarked = refused(depot.dir.parent().unwrap(), ID);
+    assert!(matches!(&unmarked, Error::NotADepotDirectory { .. }), "{unmarked}");
+    fs::remove_file(depot.dir.join(".depotfs")).unwrap();
+    fs::write(depot.dir.join(".depotfs"), "not an id").unwrap();
+    assert!(matches!(refused(&depot.dir, ID), Error::NotADepotDirectory { .. }));
+}
+
+#[test]
+fn a_duplicate_keeps_the_first_file() {
+    let depot = Depot::new();
+    let sum = put(depot.provider(), b"same");
+    let first = fs::metadata(depot.blob(&sum)).unwrap().ino();
+    let again = staged(depot.provider(), b"same");
+    depot.store.put(&[again]).unwrap();
+    assert_eq!(fs::metadata(depot.blob(&sum)).unwrap().ino(), first);
+    depot.store.open_staging_writer(again.1.name).unwrap();
+}
+
+#[test]
+fn a_blob_of_the_wrong_size_is_found_and_healed() {
+    let depot = Depot::new();
+    let sum = put(depot.provider(), b"whole");
+    let path = depot.blob(&sum);
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::write(&path, b"who").unwrap();
+    let found = depot.store.open_blob(&sum, 5).unwrap_err();
+    assert!(matches!(found, Error::WrongSize { expected: 5, found: 3, .. }), "{found}");
+    put(depot.provider(), b"whole");
+    assert_eq!(bytes_of(&depot.store.open_blob(&sum, 5).unwrap()), b"whole");
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o400);
+    fs::remove_file(&path).unwrap();
+    assert!(matches!(depot.store.open_blob(&sum, 5), Err(Error::Missing(_))));
+    symlink("/dev/null", &path).unwrap();
+    depot.store.open_blob(&sum, 5).unwrap_err();
+    put(depot.provider(), b"whole");
+    assert_eq!(bytes_of(&depot.store.open_blob(&sum, 5).unwrap()), b"whole");
+    assert!(depot.pre_is_empty());
+}
+
+#[test]
+fn altered_bytes_are_found() {
+    let depot = Depot::new();
+    let sum = put(depot.provider(), b"good bytes");
+    let digest = depot.store.digest_blob(&sum).unwrap().unwrap();
+    let good = Verdict::Good { blake3: digest.blake3, size: 10 };
+    assert_eq!(depot.store.verify(&sum, None).unwrap(), good);
+    assert_eq!(depot.store.verify(&sum, Some(&digest.blake3)).unwrap(), good);
+    fs::set_permissions(depot.blob(&sum), fs::Permissions::from_mode(0o600)).unwrap();
+    fs::write(depot.blob(&sum), b"evil bytes").unwrap();
+    assert_eq!(depot.store.verify(&sum, None).unwrap(), Verdict::Altered { size: 10 });
+    assert_eq!(depot.store.verify(&sum, Some(&digest.blake3)).unwrap(), Verdict::Altered { size: 10 });
+    assert!(depot.store.remove_blob(&depot.store.latch(&sum)).unwrap());
+    assert_eq!(depot.store.verify(&sum, None).unwrap(), Verdict::Missing);
+    assert_eq!(depot.store.digest_blob(&sum).unwrap(), None);
+}
+
+#[test]
+fn strays_are_told_and_an_unfinished_listing_is_an_error() {
+    let depot = Depot::new();
+    let sum = put(depot.provider(), b"a blob");
+    let folder = depot.blob(&sum).parent().unwrap().to_owned();
+    let upper = sum.to_string().to_uppercase();
+    let elsewhere = format!("{:0>40}", "1");
+    for stray in [folder.join("junk"), folder.join(&upper), folder.join(&elsewhere), depot.dir.join("note")] {
+        fs::write(stray, b"").unwrap();
+    }
+    let no_text = folder.join(std::ffi::OsStr::from_bytes(b"\xff"));
+    fs::write(no_text, b"").unwrap();
+    let mut found = listed(depot.provider(), None);
+    found.retain(|(_, size)| size.is_none());
+    found.sort();
+    let mut expected = ["junk".to_owned(), upper, elsewhere, "note".to_owned(), "\u{fffd}".to_owned()]
+        .map(|name| (name, None));
+    expected.sort();
+    assert_eq!(found, expected);
+    fs::remove_dir(depot.dir.join("fe")).unwrap();
+    assert_eq!(
+        listed(depot.provider(), Some(&Checksum([0xfd; 20]))),
+        [],
+        "a folder not made yet is an empty one"
+    );
+    fs::write(depot.dir.join("fe"), b"").unwrap();
+    depot.store.list(None, &mut |_| std::ops::ControlFlow::Continue(())).unwrap_err();
+}
+
+#[test]
+fn a_folder_that_is_gone_is_made_again() {
+    let depot = Depot::new();
+    let sum = sum_of(b"into the void");
+    fs::remove_dir(depot.blob(&sum).parent().unwrap()).unwrap();
+    assert_eq!(put(depot.provider(), b"into the void"), sum);
+    assert_eq!(depot.store.stat_blob(&sum).unwrap(), Some(13));
+}
+
+#[test]
+fn blobs_wear_the_configured_mode_and_owner_and_writers_take_them_off() {
+    if !nix::unistd::geteuid().is_root() {
+        return skipped("owners can be changed by root only").unwrap_or_default();
+    }
+    let depot = Depot::new();
+    let options = Options { blob_mode: 0o755, blob_owner: Some((1234, 2345)) };
+    let store = Filestore::open(&depot.dir, ID, &options).unwrap();
+    let (sum, one) = staged(&*store.provider, b"owned");
+    store.put(&[(sum, one)]).unwrap();
+    let found = fs::metadata(depot.blob(&sum)).unwrap();
+    assert_eq!((found.uid(), found.gid(), found.mode() & 0o7777), (1234, 2345, 0o444));
+    assert!(matches!(store.open_staging_writer(one.name), Err(Error::Linked { .. })));
+    assert_eq!(store.stat_staging(one.name).unwrap().links, 2);
+    assert!(store.remove_blob(&store.latch(&sum)).unwrap());
+    store.open_staging_writer(one.name).unwrap();
+    let found = fs::metadata(depot.pre(one.name)).unwrap();
+    assert_eq!((found.uid(), found.mode() & 0o7777), (0, 0o600));
+}
+
+#[test]
+fn staging_files_are_made_once_and_discarded_at_ease() {
+    let depot = Depot::new();
+    let names: Vec<StagingName> = (0..5).map(|_| fresh_name()).collect();
+    for name in &names {
+        depot.store.stage(*name).unwrap();
+    }
+    depot.store.stage(names[0]).unwrap_err();
+    fs::write(depot.dir.join("_pre/elsewhat"), b"").unwrap();
+    assert_eq!(depot.store.staging_names().unwrap(), names);
+    assert_eq!(fs::metadata(depot.pre(names[0])).unwrap().mode() & 0o7777, 0o600);
+    depot.store.discard(names[0]).unwrap();
+    depot.store.discard(names[0]).unwrap();
+    depot.store.open_staging(names[0]).unwrap_err();
+    depot.store.open_staging_writer(names[0]).unwrap_err();
+    let reader = depot.store.open_staging(names[1]).unwrap();
+    depot.store.open_staging_writer(names[1]).unwrap().write_at(b"seen", 2).unwrap();
+    assert_eq!(reader.stat().unwrap().size, 6);
+    nix::sys::uio::pwrite(reader.as_fd(), b"x", 0).unwrap_err();
+}
+
+#[test]
+fn forcing_takes_one_and_many_and_misses_none() {
+    let depot = Depot::new();
+    let names: Vec<StagingName> = (0..200).map(|_| fresh_name()).collect();
+    for name in &names {
+        depot.store.stage(*name).unwrap().write_at(&[1; 5000], 0).unwrap();
+    }
+    depot.store.force_staging(&names[..1]).unwrap();
+    depot.store.force_staging(&names).unwrap();
+    depot.store.force_staging(&names[..2]).unwrap();
+    depot.store.force_staging(&[]).unwrap();
+    depot.store.force_staging(&[names[0], fresh_name()]).unwrap_err();
+    depot.store.force_staging(&[&names[..], &[fresh_name()]].concat()).unwrap_err();
+    depot.store.force_staging(&names).unwrap();
+}
+
+#[test]
+fn a_file_the_disk_refused_is_never_called_forced() {
+    let depot = Depot::new();
+    let (sum, one) = staged(depot.provider(), b"lost on the way");
+    let dir = depot.provider().staging(one.name).unwrap();
+    dir.refuse(one.name);
+    assert!(matches!(depot.store.force_staging(&[one.name]), Err(Error::Unforced { .. })));
+    assert!(matches!(depot.store.put(&[(sum, one)]), Err(Error::Unforced { .. })));
+    depot.store.set_aside(one.name, "the disk refused it").unwrap();
+    assert_eq!(depot.store.aside().unwrap().len(), 1);
+}
+
+#[test]
+fn what_cannot_be_sealed_is_set_aside_and_expires() {
+    let depot = Depot::new();
+    let (_, one) = staged(depot.provider(), b"collided");
+    let path = depot.store.set_aside(one.name, "same SHA-1 as another content").unwrap();
+    assert_eq!(depot.store.set_aside(one.name, "again").unwrap(), path);
+    assert_eq!(fs::read(&path).unwrap(), b"collided");
+    assert!(depot.store.staging_names().unwrap().is_empty());
+    let aside = depot.store.aside().unwrap();
+    assert_eq!(aside.len(), 1);
+    assert_eq!((aside[0].size, aside[0].why.as_str()), (8, "same SHA-1 as another content"));
+    assert_eq!(aside[0].path, path);
+    assert!(depot.store.expire_aside(KEPT_FOR).unwrap().is_empty());
+    assert_eq!(depot.store.expire_aside(Duration::ZERO).unwrap(), aside);
+    assert!(depot.store.aside().unwrap().is_empty());
+    depot.store.set_aside(fresh_name(), "never was").unwrap_err();
+}
+
+#[test]
+fn a_detach_that_a_crash_stops_leaves_the_blob_whole() {
+    // The link was made, the copy half written.
+    let depot = Depot::new();
+    let sum = put(depot.provider(), b"precious");
+    let name = fresh_name();
+    fs::hard_link(depot.blob(&sum), depot.pre(name)).unwrap();
+    let temporary = depot.dir.join(format!("_pre/{name}.tmp"));
+    fs::write(&temporary, b"prec").unwrap();
+    let depot = depot.reopened();
+    assert!(!temporary.exists());
+    assert_eq!(bytes_of(&open(depot.provider(), &sum).unwrap()), b"precious");
+    assert!(matches!(depot.store.open_staging_writer(name), Err(Error::Linked { .. })));
+
+    // The copy has the name, the old file still looks like a blob.
+    let copy = depot.dir.join("_pre/copy");
+    fs::copy(depot.blob(&sum), &copy).unwrap();
+    fs::rename(&copy, depot.blob(&sum)).unwrap();
+    let depot = depot.reopened();
+    depot.store.open_staging_writer(name).unwrap().write_at(b"PRE", 0).unwrap();
+    assert_eq!(fs::metadata(depot.pre(name)).unwrap().mode() & 0o7777, 0o600);
+    assert_eq!(bytes_of(&open(depot.provider(), &sum).unwrap()), b"precious");
+}
+
+#[test]
+fn a_put_that_a_crash_stops_can_be_done_again() {
+    // Linked and not committed: the put is repeated and finds its own file.
+    let depot = Depot::new();
+    let (sum, one) = staged(depot.provider(), b"halfway");
+    fs::hard_link(depot.pre(one.name), depot.dir.join("_pre/0.tmp")).unwrap();
+    fs::hard_link(depot.pre(one.name), depot.blob(&sum)).unwrap();
+    let depot = depot.reopened();
+    depot.store.put(&[(sum, one)]).unwrap();
+    assert_eq!(depot.store.stat_staging(one.name).unwrap().links, 2);
+    depot.store.discard(one.name).unwrap();
+    assert_eq!(fs::metadata(depot.blob(&sum)).unwrap().nlink(), 1);
+}
+
+#[test]
+fn a_sparse_file_stays_sparse_all_the_way() {
+    const SIZE: u64 = 5 << 30;
+    let depot = Depot::new();
+    let name = fresh_name();
+    let writer = depot.store.stage(name).unwrap();
+    writer.write_at(b"head", 0).unwrap();
+    writer.write_at(b"middle", 3 << 30).unwrap();
+    writer.set_len(SIZE).unwrap();
+    drop(writer);
+    let sum = Checksum([3; 20]);
+    depot.store.put(&[(sum, Staged { name, size: SIZE })]).unwrap();
+    let started = Instant::now();
+    let copy = depot.store.stage_from(fresh_name(), &sum, u64::MAX).unwrap();
+    let cut = depot.store.stage_from(fresh_name(), &sum, (3 << 30) + 3).unwrap();
+    depot.store.discard(name).unwrap();
+    depot.store.detach(&depot.store.latch(&sum), fresh_name()).unwrap();
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    assert_eq!(copy.stat().unwrap().size, SIZE);
+    assert_eq!(cut.stat().unwrap().size, (3 << 30) + 3);
+    assert!(copy.stat().unwrap().blocks * 512 < MIB);
+    assert!(fs::metadata(depot.blob(&sum)).unwrap().blocks() * 512 < MIB);
+    let mut found = [0; 6];
+    copy.read_at(&mut found, 3 << 30).unwrap();
+    assert_eq!(&found, b"middle");
+    assert_eq!(cut.read_at(&mut found, 3 << 30).unwrap(), 3);
+}
+
+#[test]
+fn copies_share_blocks_where_the_file_system_can() {
+    let images = TempDir::new().unwrap();
+    for mkfs in ["mkfs.btrfs", "mkfs.xfs", "mkfs.ext4"] {
+        let Some(mounted) = Mounted::made_by(mkfs, &images) else { continue };
+        let depot = Depot::on(mounted.path());
+        assert_eq!(depot.store.status().reflink, mkfs != "mkfs.ext4");
+        let (sum, size) = (sum_of(b"big"), 64 * MIB);
+        let name = fresh_name();
+        let writer = depot.store.stage(name).unwrap();
+        (0..64).for_each(|i| writer.write_at(&vec![i as u8 + 1; MIB as usize], i * MIB).unwrap());
+        depot.store.put(&[(sum, Staged { name, size })]).unwrap();
+        depot.store.discard(name).unwrap();
+        let copies = [fresh_name(), fresh_name()];
+        let before = depot.store.free_space().unwrap().free;
+        let whole = depot.store.stage_from(copies[0], &sum, size).unwrap();
+        let cut = depot.store.stage_from(copies[1], &sum, 10 * MIB + 5).unwrap();
+        depot.store.force_staging(&copies).unwrap();
+        let used = before.saturating_sub(depot.store.free_space().unwrap().free);
+        assert_eq!(used < 8 * MIB, mkfs != "mkfs.ext4", "{mkfs}: {used}");
+        let mut found = [0; 6];
+        whole.read_at(&mut found, 10 * MIB).unwrap();
+        assert_eq!(found, [11; 6]);
+        assert_eq!(cut.read_at(&mut found, 10 * MIB).unwrap(), 5);
+        whole.write_at(b"own", 0).unwrap();
+        let mut old = [0; 3];
+        depot.store.open_blob(&sum, size).unwrap().read_at(&mut old, 0).unwrap();
+        assert_eq!(old, [1; 3]);
+    }
+}
+
+#[test]
+fn a_full_disk_leaves_the_earlier_state() {
+    let Some(mounted) = Mounted::tmpfs("size=4m") else { return };
+    let depot = Depot::on(mounted.path());
+    let sum = put(depot.provider(), &vec![7; 2 * MIB as usize]);
+    let before = listed(depot.provider(), None);
+
+    let name = fresh_name();
+    let full = depot.store.stage(name).unwrap().write_at(&vec![1; 4 * MIB as usize], 0).unwrap_err();
+    assert_eq!(full.kind(), io::ErrorKind::StorageFull);
+    assert!(depot.store.stage_from(fresh_name(), &sum, u64::MAX).unwrap_err().is_full());
+    assert!(depot.store.detach(&depot.store.latch(&sum), fresh_name()).unwrap_err().is_full());
+    assert_eq!(depot.store.staging_names().unwrap(), [name]);
+    assert_eq!(listed(depot.provider(), None), before);
+    assert_eq!(bytes_of(&depot.store.open_blob(&sum, 2 * MIB).unwrap())[5], 7);
+    let depot = depot.reopened();
+    depot.store.discard(name).unwrap();
+    put(depot.provider(), b"goes on");
+}
+
+#[test]
+fn a_disk_without_inodes_refuses_a_put_and_leaves_nothing() {
+    let Some(mounted) = Mounted::tmpfs("size=4m,nr_inodes=274") else { return };
+    let depot = Depot::on(mounted.path());
+    let batch: Vec<_> = (0..8).map(|i| staged(depot.provider(), &[i; 10])).collect();
+    let before = listed(depot.provider(), None);
+    let full = depot.store.put(&batch).unwrap_err();
+    assert!(full.is_full(), "{full:?}");
+    assert_eq!(listed(depot.provider(), None), before);
+    for (_, one) in &batch {
+        depot.store.open_staging_writer(one.name).unwrap();
+    }
+    let depot = depot.reopened();
+    depot.store.put(&batch[..1]).unwrap();
+}
+
+#[test]
+fn bytes_that_the_disk_below_loses_are_never_called_forced() {
+    // The image of the disk has a hole where there is no room to fill it: writing back fails as on a broken disk.
+    let Some(below) = Mounted::tmpfs("size=48m") else { return };
+    let images = TempDir::new_in(below.path()).unwrap();
+    let Some(mounted) = Mounted::made_by("mkfs.ext4", &images) else { return };
+    let depot = Depot::on(mounted.path());
+    let safe = put(depot.provider(), b"before");
+    let bytes = vec![5; 8 * MIB as usize];
+    let batch: Vec<_> = (0..10).map(|_| staged(depot.provider(), &bytes)).collect();
+    let lost = batch.iter().filter(|(_, one)| depot.store.force_staging(&[one.name]).is_err()).count();
+    assert!(lost > 0, "more was written than fits below");
+    let later = batch.iter().filter(|(_, one)| depot.store.force_staging(&[one.name]).is_err()).count();
+    assert!(later >= lost, "{lost} were refused, then {later}");
+    depot.store.put(&batch).unwrap_err();
+    assert_eq!(depot.store.stat_blob(&batch[0].0).unwrap(), None);
+    assert_eq!(bytes_of(&depot.store.open_blob(&safe, 6).unwrap()), b"before");
+}
+
+#[test]
+fn status_is_told_as_json() {
+    let status = serde_json::to_value(Depot::new().store.status()).unwrap();
+    assert_eq!(status["kind"], "file-system");
+    assert_eq!(status["health"], "up");
+    assert!(status["space"]["capacity"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn latches_of_a_batch_are_taken_once_each_and_in_order() {
+    let depot = Depot::new();
+    let sums = [3, 1, 3, 2].map(|i| Checksum([i; 20]));
+    let held = depot.store.latch_all(sums);
+    let order: Vec<u8> = held.iter().map(|latch| latch.checksum().0[0]).collect();
+    assert_eq!(order, [1, 2, 3]);
+    drop(held);
+    drop(depot.store.latch(&sums[0]));
+}
+
+/// Prints what puts and forces cost on the disk of the temporary directory.
+#[test]
+#[ignore = "figures, not a check"]
+fn figures() {
+    let mut out = io::stderr();
+    for size in [4096, 100 * 1024] {
+        for batch in [1, 32, 256] {
+            let depot = Depot::new();
+            let all = stage_many(&depot, size, 1000);
+            let started = Instant::now();
+            for some in all.chunks(batch) {
+                depot.store.put(some).unwrap();
+            }
+            let rate = 1000.0 / started.elapsed().as_secs_f64();
+            writeln!(out, "put {size} bytes, batches of {batch}: {rate:.0} files/s").unwrap();
+        }
+    }
+    for batch in [1, 2, 8, 32, 256] {
+        let depot = Depot::new();
+        let names: Vec<StagingName> = stage_many(&depot, 4096, 512).iter().map(|(_, one)| one.name).collect();
+        let (one_by_one, together) = names.split_at(256);
+        let started = Instant::now();
+        one_by_one.iter().for_each(|name| depot.store.force_staging(&[*name]).unwrap());
+        let alone = started.elapsed() / 256;
+        let started = Instant::now();
+        together.chunks(batch).for_each(|some| depot.store.force_staging(some).unwrap());
+        let each = started.elapsed() / 256;
+        writeln!(out, "force, batches of {batch}: {each:?} a file; one by one {alone:?}").unwrap();
+    }
+}
+
+fn stage_many(depot: &Depot, size: usize, count: usize) -> Vec<(Checksum, Staged)> {
+    let bytes = |i: usize| i.to_le_bytes().repeat(size / 8);
+    (0..count).map(|i| staged(depot.provider(), &bytes(i))).collect()
+}

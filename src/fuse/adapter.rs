@@ -1,0 +1,624 @@
+//! One method per request: take it apart, call the tree, answer.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use fuser::{
+    BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
+    Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+
+use crate::change::Ino;
+use crate::fuse::convert::{self, FOR_EVER, NOT_AT_ALL, Root, access, handle, handle_access};
+use crate::fuse::errno::{errno, level};
+use crate::vfs::attr::{Attributes, SetAttributes};
+use crate::vfs::copy::Place;
+use crate::vfs::node::Token;
+use crate::vfs::open::{How, Opened};
+use crate::vfs::read::Seek;
+use crate::vfs::rename::Flavour;
+use crate::vfs::write::Allocate;
+use crate::vfs::xattr::SetMode;
+use crate::vfs::{Caller, Error, Vfs};
+
+/// Inode numbers are never reused, so one generation does.
+const GENERATION: Generation = Generation(1);
+
+/// Largest read or write in one request.
+const TRANSFER_BYTES_MAX: u32 = 1 << 20;
+
+/// The tree as `fuser` calls it.
+pub struct Adapter {
+    vfs: Arc<Vfs>,
+    root: Root,
+}
+
+impl Adapter {
+    pub fn new(vfs: Arc<Vfs>) -> Adapter {
+        let root = Root(vfs.options().subdir);
+        Adapter { vfs, root }
+    }
+
+    /// Logs a failure once, here at the edge, and gives its errno.
+    fn failed(&self, operation: &str, ino: Ino, error: &Error) -> Errno {
+        let chain = || {
+            let mut text = error.to_string();
+            let mut source = std::error::Error::source(error);
+            while let Some(cause) = source {
+                text = format!("{text}: {cause}");
+                source = cause.source();
+            }
+            text
+        };
+        match level(error) {
+            tracing::Level::ERROR => tracing::error!("{operation} of inode {ino}: {}", chain()),
+            tracing::Level::WARN => tracing::warn!("{operation} of inode {ino}: {}", chain()),
+            _ => tracing::debug!("{operation} of inode {ino}: {}", chain()),
+        }
+        errno(error)
+    }
+
+    fn entry(&self, operation: &str, parent: Ino, found: Result<Attributes, Error>, reply: ReplyEntry) {
+        match found {
+            Ok(attributes) => {
+                let (attr, ttl) = self.root.attr(&attributes);
+                reply.entry_with_ttls(&ttl, &FOR_EVER, &attr, GENERATION);
+            }
+            Err(error) => reply.error(self.failed(operation, parent, &error)),
+        }
+    }
+
+    fn attr(&self, operation: &str, ino: Ino, found: Result<Attributes, Error>, reply: ReplyAttr) {
+        match found {
+            Ok(attributes) => {
+                let (attr, ttl) = self.root.attr(&attributes);
+                reply.attr(&ttl, &attr);
+            }
+            Err(error) => reply.error(self.failed(operation, ino, &error)),
+        }
+    }
+
+    fn empty(&self, operation: &str, ino: Ino, done: Result<(), Error>, reply: ReplyEmpty) {
+        match done {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(self.failed(operation, ino, &error)),
+        }
+    }
+}
+
+fn caller(req: &Request) -> Caller {
+    Caller { uid: req.uid(), gid: req.gid(), pid: req.pid() }
+}
+
+fn token(id: BackingId) -> Token {
+    Arc::new(id)
+}
+
+/// Flags for a file served through the kernel's page cache: the pages it has are right, since every change of the bytes
+/// went through it, or emptied it on the way (a passthrough open does).
+fn cached(opened: &Opened) -> FopenFlags {
+    FopenFlags::FOPEN_KEEP_CACHE | no_flush(opened)
+}
+
+fn no_flush(opened: &Opened) -> FopenFlags {
+    if opened.no_flush { FopenFlags::FOPEN_NOFLUSH } else { FopenFlags::empty() }
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        for wanted in [
+            InitFlags::FUSE_ATOMIC_O_TRUNC,
+            InitFlags::FUSE_EXPORT_SUPPORT,
+            InitFlags::FUSE_DONT_MASK,
+            InitFlags::FUSE_POSIX_ACL,
+            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_ASYNC_DIO,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_NO_OPENDIR_SUPPORT,
+            InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+        ] {
+            if config.add_capabilities(wanted).is_err() {
+                tracing::info!("this kernel does not offer {wanted:?}");
+            }
+        }
+        let _ = config.set_max_write(TRANSFER_BYTES_MAX);
+        let _ = config.set_max_background(64);
+        if self.vfs.passthrough() {
+            if config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok() {
+                // 1: files below may not be on a stacked file system themselves, and an overlay may have its lower layer here.
+                let _ = config.set_max_stack_depth(1);
+            } else {
+                self.vfs.disable_passthrough("this kernel does not offer it (6.9 does)".to_owned());
+            }
+        }
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let parent = self.root.ino(parent);
+        match self.vfs.lookup(parent, name.as_bytes()) {
+            // Only requests can make the name, so the kernel may remember that it is not there.
+            Ok(None) => reply.entry(&FOR_EVER, &nothing(), GENERATION),
+            Ok(Some(attributes)) => self.entry("lookup", parent, Ok(attributes), reply),
+            Err(error) => reply.error(self.failed("lookup", parent, &error)),
+        }
+    }
+
+    fn forget(&self, _req: &Request, ino: INodeNo, _nlookup: u64) {
+        self.vfs.forget(self.root.ino(ino));
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let ino = self.root.ino(ino);
+        self.attr("getattr", ino, self.vfs.attributes_read_anew(ino), reply);
+    }
+
+    fn setattr(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let ino = self.root.ino(ino);
+        let (atime, mtime) = (atime.map(convert::set_time), mtime.map(convert::set_time));
+        let set = SetAttributes { mode, uid, gid, size, atime, mtime };
+        let nothing_set = mode.is_none() && uid.is_none() && gid.is_none() && size.is_none();
+        let found = if nothing_set && atime.is_none() && mtime.is_none() && ctime.is_none() {
+            self.vfs.clear_set_id_bits(ino)
+        } else {
+            self.vfs.set_attributes(&caller(req), ino, &set)
+        };
+        self.attr("setattr", ino, found, reply);
+    }
+
+    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        let ino = self.root.ino(ino);
+        match self.vfs.read_link(ino) {
+            Ok(target) => reply.data(&target),
+            Err(error) => reply.error(self.failed("readlink", ino, &error)),
+        }
+    }
+
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let parent = self.root.ino(parent);
+        let made = match convert::kind(mode) {
+            Some(kind) => self.vfs.make_node(&caller(req), parent, name.as_bytes(), (kind, rdev), mode, umask),
+            None => Err(Error::Invalid("a file type")),
+        };
+        self.entry("mknod", parent, made, reply);
+    }
+
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        let parent = self.root.ino(parent);
+        let made = self.vfs.make_directory(&caller(req), parent, name.as_bytes(), mode, umask);
+        self.entry("mkdir", parent, made, reply);
+    }
+
+    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let parent = self.root.ino(parent);
+        self.empty("unlink", parent, self.vfs.unlink(parent, name.as_bytes()), reply);
+    }
+
+    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let parent = self.root.ino(parent);
+        self.empty("rmdir", parent, self.vfs.remove_directory(parent, name.as_bytes()), reply);
+    }
+
+    fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let parent = self.root.ino(parent);
+        let target = target.as_os_str().as_bytes();
+        let made = self.vfs.make_symlink(&caller(req), parent, link_name.as_bytes(), target);
+        self.entry("symlink", parent, made, reply);
+    }
+
+    fn rename(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let (parent, newparent) = (self.root.ino(parent), self.root.ino(newparent));
+        let flavour = if flags.is_empty() {
+            Flavour::Replace
+        } else if flags == RenameFlags::RENAME_NOREPLACE {
+            Flavour::NoReplace
+        } else if flags == RenameFlags::RENAME_EXCHANGE {
+            Flavour::Exchange
+        } else {
+            return reply.error(Errno::EINVAL);
+        };
+        let done = self.vfs.rename((parent, name.as_bytes()), (newparent, newname.as_bytes()), flavour);
+        self.empty("rename", parent, done, reply);
+    }
+
+    fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        let ino = self.root.ino(ino);
+        let made = self.vfs.link(ino, self.root.ino(newparent), newname.as_bytes());
+        self.entry("link", ino, made, reply);
+    }
+
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let ino = self.root.ino(ino);
+        let access = access(flags.0);
+        let register = |file: BorrowedFd<'_>| reply.open_backing(file).map(token);
+        match self.vfs.open(&caller(req), ino, access, &register) {
+            Ok(opened) => match &opened.how {
+                How::Cached => reply.opened(handle(access), cached(&opened)),
+                How::Passthrough(id) => match id.downcast_ref::<BackingId>() {
+                    Some(id) => reply.opened_passthrough(handle(access), no_flush(&opened), id),
+                    None => reply.error(Errno::EIO),
+                },
+            },
+            Err(error) => reply.error(self.failed("open", ino, &error)),
+        }
+    }
+
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let parent = self.root.ino(parent);
+        let access = access(flags);
+        let register = |file: BorrowedFd<'_>| reply.open_backing(file).map(token);
+        match self.vfs.create(&caller(req), parent, name.as_bytes(), (mode, umask), access, &register) {
+            Ok((attributes, opened)) => {
+                let (attr, ttl) = self.root.attr(&attributes);
+                match &opened.how {
+                    How::Cached => reply.created(&ttl, &attr, GENERATION, handle(access), cached(&opened)),
+                    How::Passthrough(id) => match id.downcast_ref::<BackingId>() {
+                        Some(id) => {
+                            let flags = no_flush(&opened);
+                            reply.created_passthrough(&ttl, &attr, GENERATION, handle(access), flags, id);
+                        }
+                        None => reply.error(Errno::EIO),
+                    },
+                }
+            }
+            Err(error) => reply.error(self.failed("create", parent, &error)),
+        }
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let ino = self.root.ino(ino);
+        let mut buffer = vec![0; size as usize];
+        match self.vfs.read(ino, offset, &mut buffer) {
+            Ok(n) => reply.data(&buffer[..n]),
+            Err(error) => reply.error(self.failed("read", ino, &error)),
+        }
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let ino = self.root.ino(ino);
+        let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        match self.vfs.write(ino, offset, data, kill) {
+            Ok(()) => reply.written(data.len() as u32),
+            Err(error) => reply.error(self.failed("write", ino, &error)),
+        }
+    }
+
+    fn flush(&self, _req: &Request, ino: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+        let ino = self.root.ino(ino);
+        let done = if handle_access(fh).write { self.vfs.flush(ino) } else { Ok(()) };
+        self.empty("close", ino, done, reply);
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.vfs.release(self.root.ino(ino), handle_access(fh));
+        reply.ok();
+    }
+
+    fn fsync(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        let ino = self.root.ino(ino);
+        self.empty("fsync", ino, self.vfs.fsync(ino), reply);
+    }
+
+    fn fsyncdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        self.empty("fsync", self.root.ino(ino), self.vfs.sync_index(), reply);
+    }
+
+    fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        // Listings need no handle. The kernel asks once, and from then on lists without opening and keeps what it listed.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let ino = self.root.ino(ino);
+        let root = self.root;
+        let mut dots = Dots::from(offset);
+        let mut full = false;
+        while let Some((cookie, name)) = dots.next() {
+            let of = if cookie == DOT { Ok(ino) } else { self.vfs.parent_of(ino) };
+            let of = match of {
+                Ok(of) => of,
+                Err(error) => return reply.error(self.failed("readdir", ino, &error)),
+            };
+            full = full || reply.add(root.node(of), cookie, FileType::Directory, name);
+        }
+        if full {
+            return reply.ok();
+        }
+        let listed = self.vfs.list(ino, offset.max(DOT_DOT), |entry| {
+            let inode = &entry.attributes.inode;
+            let name = OsStr::from_bytes(&entry.name);
+            !reply.add(root.node(inode.ino), entry.cookie, convert::file_type(inode.kind), name)
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(self.failed("readdir", ino, &error)),
+        }
+    }
+
+    fn readdirplus(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        let ino = self.root.ino(ino);
+        let root = self.root;
+        let mut dots = Dots::from(offset);
+        let mut full = false;
+        while let Some((cookie, name)) = dots.next() {
+            let of = if cookie == DOT { Ok(ino) } else { self.vfs.parent_of(ino) };
+            match of.and_then(|of| self.vfs.attributes(of)) {
+                Ok(attributes) => {
+                    let (attr, _) = root.attr(&attributes);
+                    full = full || reply.add(attr.ino, cookie, name, &NOT_AT_ALL, &attr, GENERATION);
+                }
+                Err(error) => return reply.error(self.failed("readdir", ino, &error)),
+            }
+        }
+        if full {
+            return reply.ok();
+        }
+        let listed = self.vfs.list(ino, offset.max(DOT_DOT), |entry| {
+            let (attr, ttl) = root.attr(&entry.attributes);
+            let name = OsStr::from_bytes(&entry.name);
+            !reply.add(attr.ino, entry.cookie, name, &ttl, &attr, GENERATION)
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(self.failed("readdir", ino, &error)),
+        }
+    }
+
+    fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        const BLOCK: u64 = 4096;
+        match self.vfs.space() {
+            Ok((space, files)) => {
+                let blocks = |bytes: u64| bytes / BLOCK;
+                let files_free = blocks(space.available);
+                reply.statfs(
+                    blocks(space.capacity),
+                    blocks(space.free),
+                    blocks(space.available),
+                    files + files_free,
+                    files_free,
+                    BLOCK as u32,
+                    crate::vfs::NAME_BYTES_MAX as u32,
+                    BLOCK as u32,
+                );
+            }
+            Err(error) => reply.error(self.failed("statfs", self.root.ino(ino), &error)),
+        }
+    }
+
+    fn setxattr(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        let ino = self.root.ino(ino);
+        let mode = match flags {
+            libc::XATTR_CREATE => SetMode::Create,
+            libc::XATTR_REPLACE => SetMode::Replace,
+            _ => SetMode::Any,
+        };
+        let done = self.vfs.set_xattr(&caller(req), ino, name.as_bytes(), value, mode);
+        self.empty("setxattr", ino, done, reply);
+    }
+
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let ino = self.root.ino(ino);
+        self.xattr("getxattr", ino, size, self.vfs.get_xattr(ino, name.as_bytes()), reply);
+    }
+
+    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let ino = self.root.ino(ino);
+        let list = self.vfs.list_xattrs(ino).map(|names| {
+            let mut list = Vec::new();
+            for name in names {
+                list.extend_from_slice(&name);
+                list.push(0);
+            }
+            list
+        });
+        self.xattr("listxattr", ino, size, list, reply);
+    }
+
+    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let ino = self.root.ino(ino);
+        self.empty("removexattr", ino, self.vfs.remove_xattr(ino, name.as_bytes()), reply);
+    }
+
+    fn fallocate(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let ino = self.root.ino(ino);
+        let done = match Allocate::from_mode(mode) {
+            Some(how) => self.vfs.allocate(&caller(req), ino, offset, length, how),
+            None => Err(Error::Unsupported("this mode of fallocate")),
+        };
+        self.empty("fallocate", ino, done, reply);
+    }
+
+    fn lseek(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        let ino = self.root.ino(ino);
+        let what = match whence {
+            libc::SEEK_DATA => Seek::Data,
+            libc::SEEK_HOLE => Seek::Hole,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
+        match self.vfs.seek(ino, offset, what) {
+            Ok(offset) => reply.offset(offset as i64),
+            Err(error) => reply.error(self.failed("lseek", ino, &error)),
+        }
+    }
+
+    fn copy_file_range(
+        &self,
+        _req: &Request,
+        ino_in: INodeNo,
+        _fh_in: FileHandle,
+        offset_in: u64,
+        ino_out: INodeNo,
+        _fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
+        flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        if !flags.is_empty() {
+            return reply.error(Errno::EINVAL);
+        }
+        let from = Place { ino: self.root.ino(ino_in), offset: offset_in };
+        let to = Place { ino: self.root.ino(ino_out), offset: offset_out };
+        match self.vfs.copy_range(from, to, len) {
+            Ok(copied) => reply.written(copied as u32),
+            Err(error) => reply.error(self.failed("copy", to.ino, &error)),
+        }
+    }
+}
+
+impl Adapter {
+    fn xattr(&self, operation: &str, ino: Ino, size: u32, value: Result<Vec<u8>, Error>, reply: ReplyXattr) {
+        match value {
+            Ok(value) if size == 0 => reply.size(value.len() as u32),
+            Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
+            Ok(value) => reply.data(&value),
+            Err(error) => reply.error(self.failed(operation, ino, &error)),
+        }
+    }
+}
+
+/// Cookies of `.` and `..`; those of entries are larger.
+const DOT: u64 = 1;
+const DOT_DOT: u64 = 2;
+
+/// The two entries that every listing starts with.
+struct Dots(u64);
+
+impl Dots {
+    fn from(offset: u64) -> Dots {
+        Dots(offset)
+    }
+
+    fn next(&mut self) -> Option<(u64, &'static str)> {
+        self.0 += 1;
+        match self.0 {
+            DOT => Some((DOT, ".")),
+            DOT_DOT => Some((DOT_DOT, "..")),
+            _ => None,
+        }
+    }
+}
+
+/// The answer "there is no such name", which the kernel keeps: node 0.
+fn nothing() -> FileAttr {
+    let epoch = SystemTime::UNIX_EPOCH;
+    FileAttr {
+        ino: INodeNo(0),
+        size: 0,
+        blocks: 0,
+        atime: epoch,
+        mtime: epoch,
+        ctime: epoch,
+        crtime: epoch,
+        kind: FileType::RegularFile,
+        perm: 0,
+        nlink: 0,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: 0,
+        flags: 0,
+    }
+}

@@ -1,0 +1,508 @@
+//! The namespace of a depot: dentry -> inode -> content, in one SQL file.
+//!
+//! ```text
+//! let index = Index::open(Path::new("depot/index.db"))?;
+//! index.commit(&[Change::Remove { parent, name, ino, at }])?;   // atomic, and safe against kill -9 when it returns
+//! index.sync()?;                                                // and against a power cut
+//! ```
+//!
+//! One connection commits, behind a lock; reads use connections of their own and never wait for it. The index does not know
+//! where bytes are. Lock order: numbers, forcing, writer; `Places` and the reserve lock nothing further.
+
+mod apply;
+mod check;
+mod connection;
+mod error;
+mod numbers;
+mod reserve;
+mod schema;
+mod sql;
+mod tree;
+
+#[cfg(test)]
+mod tests;
+
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+#[cfg(test)]
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use rusqlite::Connection;
+
+pub use self::check::{Finding, Problem, check};
+pub use self::error::{Error, Result};
+
+use self::connection::{Files, Readers};
+use self::numbers::Numbers;
+use self::reserve::Reserve;
+use self::tree::Places;
+use crate::change::{
+    BlobRow, Change, Cookie, Entry, FIRST_INO, Ino, Inode, Kind, Nanos, RESERVED, ROOT, StagedRow,
+};
+use crate::checksum::{Checksum, Hasher, hex, unhex};
+
+/// The most names of a file, and subdirectories of a directory: what a signed 32-bit `st_nlink` of an old program holds.
+pub const LINK_MAX: u32 = i32::MAX as u32;
+
+/// `Index::sync` copies the write-ahead log back into the file when it has grown by this many pages (8 MiB).
+const LOG_PAGES: i64 = 2048;
+
+/// Number of a commit since the index was opened, in the order in which they were made; the first is 1.
+pub type Seq = u64;
+
+/// What a new index begins with.
+#[derive(Clone, Debug)]
+pub struct Init {
+    /// Identity of the depot.
+    pub depot_id: [u8; 16],
+    /// Owner of the root directory.
+    pub uid: u32,
+    /// Group of the root directory.
+    pub gid: u32,
+    /// Permission bits of the root directory.
+    pub mode: u32,
+    /// Time of everything that is there from the start.
+    pub at: Nanos,
+}
+
+/// Totals. Inodes include orphans, and exclude the root and the reserved directories.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Regular files.
+    pub files: u64,
+    /// Directories.
+    pub directories: u64,
+    /// Symlinks, pipes, sockets, devices.
+    pub other: u64,
+    /// Sizes of all files that have content, each counted.
+    pub logical_bytes: u64,
+    /// Blobs, the one of no bytes included.
+    pub blobs: u64,
+    /// Sizes of the blobs, each counted once.
+    pub physical_bytes: u64,
+}
+
+/// An open index. Only one can be open at a time, in all processes.
+pub struct Index {
+    files: Files,
+    depot_id: [u8; 16],
+    // Dropped before the writer: the last connection to close empties the log, and a reader cannot.
+    readers: Readers,
+    copier: Mutex<Connection>,
+    writer: Mutex<Connection>,
+    /// The write-ahead log through a descriptor of our own. SQLite keeps no locks on this file, and it stays the same file
+    /// as long as a connection is open.
+    log: File,
+    forcing: Mutex<Forcing>,
+    last: AtomicU64,
+    durable: AtomicU64,
+    numbers: Mutex<Numbers>,
+    places: Places,
+    reserve: Reserve,
+    /// Makes the next force fail, for tests.
+    #[cfg(test)]
+    fail_force: AtomicBool,
+}
+
+/// What is known of the log's way to the disk.
+#[derive(Default)]
+struct Forcing {
+    /// A force failed, and nothing since has proved that the disk has what it was to have.
+    failed: bool,
+}
+
+impl Index {
+    /// Makes a new index with the root, the reserved directories and the blob of no bytes, and its reserve; durable when it
+    /// returns. An existing file is refused. It appears under its name whole, or not at all.
+    pub fn create(path: &Path, init: &Init) -> Result<()> {
+        let doing = "make an index";
+        if path.symlink_metadata().is_ok() {
+            return Err(Error::io(path, doing, io::ErrorKind::AlreadyExists.into()));
+        }
+        let part = Files::of(&connection::suffixed(path, ".new"));
+        for old in [&part.db, &part.wal, &part.shm] {
+            match fs::remove_file(old) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::io(old, doing, e)),
+                _ => {}
+            }
+        }
+        fill(&connection::open_new(&part.db)?, init)?;
+        File::open(&part.db).and_then(|f| f.sync_all()).map_err(|e| Error::io(&part.db, doing, e))?;
+        drop(Reserve::make(&Files::of(path).reserve)?);
+        fs::hard_link(&part.db, path).map_err(|e| Error::io(path, doing, e))?;
+        fs::remove_file(&part.db).map_err(|e| Error::io(&part.db, doing, e))?;
+        connection::force_directory(path)
+    }
+
+    /// Opens an index. A foreign file, one from a later version and a damaged one are refused before anything is written; an
+    /// older schema is brought up to date after a copy was kept as `index.db.v<version>`.
+    pub fn open(path: &Path) -> Result<Index> {
+        Index::open_with(path, schema::STEPS, schema::VERSION)
+    }
+
+    fn open_with(path: &Path, steps: &[schema::Step], known: i64) -> Result<Index> {
+        let files = Files::of(path);
+        let locked = Reserve::lock(&files.reserve)?;
+        let writer = connection::open_verified(&files, steps, known)?;
+        let reserve = match locked {
+            Some(reserve) => reserve,
+            None => Reserve::make(&files.reserve)?,
+        };
+        let fact =
+            |key| sql::meta(&writer, key)?.ok_or_else(|| Error::corrupt(path, format!("no {key} in meta")));
+        let depot_id =
+            unhex(&fact("depot")?).ok_or_else(|| Error::corrupt(path, "the depot's id is unreadable"))?;
+        let mark = fact("numbers")?
+            .parse()
+            .map_err(|e| Error::corrupt(path, format!("the high-water mark: {e}")))?;
+        if sql::counts(&writer)?.is_none() || sql::inode(&writer, ROOT)?.is_none() {
+            return Err(Error::corrupt(path, "no root or no counters"));
+        }
+        let log = File::open(&files.wal).map_err(|e| Error::io(&files.wal, "open the write-ahead log", e))?;
+        connection::force_directory(path)?;
+        Ok(Index {
+            depot_id,
+            readers: Readers::new(&files),
+            copier: Mutex::new(connection::open_copier(&files)?),
+            writer: Mutex::new(writer),
+            log,
+            forcing: Mutex::default(),
+            last: AtomicU64::new(0),
+            durable: AtomicU64::new(0),
+            numbers: Mutex::new(Numbers::from_mark(mark)),
+            places: Places::default(),
+            reserve,
+            files,
+            #[cfg(test)]
+            fail_force: AtomicBool::new(false),
+        })
+    }
+
+    /// Identity of the depot.
+    pub fn depot_id(&self) -> [u8; 16] {
+        self.depot_id
+    }
+
+    /// A number for an inode, a cookie or a staging file: larger than every one before, never given again, not even after a
+    /// power cut.
+    ///
+    /// The mark below which numbers may be given out is moved ahead and forced first, once in a million numbers.
+    pub fn next_number(&self) -> Result<u64> {
+        let mut numbers = self.numbers.lock();
+        if let Some(number) = numbers.take() {
+            return Ok(number);
+        }
+        let mark = numbers.next_mark();
+        self.transact(&mut self.writer.lock(), |c| sql::set_meta(c, "numbers", &mark.to_string()))?;
+        self.sync()?;
+        Ok(numbers.raise(mark))
+    }
+
+    /// What a name stands for.
+    pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Option<Inode>> {
+        sql::lookup(&*self.readers.get()?, parent, name)
+    }
+
+    /// One inode.
+    pub fn inode(&self, ino: Ino) -> Result<Option<Inode>> {
+        sql::inode(&*self.readers.get()?, ino)
+    }
+
+    /// At most `limit` entries of a directory whose cookies come after `after`, in the order of the cookies; 0 begins. What
+    /// stays in the directory during a listing by pages is met exactly once.
+    pub fn list(&self, dir: Ino, after: Cookie, limit: usize) -> Result<Vec<Entry>> {
+        sql::list(&*self.readers.get()?, dir, after, limit)
+    }
+
+    /// One of the names of an inode: directory and name. `None` for the root and for orphans.
+    pub fn parent(&self, ino: Ino) -> Result<Option<(Ino, Vec<u8>)>> {
+        sql::parent(&*self.readers.get()?, ino)
+    }
+
+    /// Path from the root of the tree, `repo/dir/name`, by one of its names; empty for the root, `None` for orphans.
+    pub fn path(&self, ino: Ino) -> Result<Option<Vec<u8>>> {
+        tree::path(&*self.readers.snapshot()?, ino)
+    }
+
+    /// What a path from the root stands for; the empty path and `/` are the root. Symlinks are not followed.
+    pub fn resolve(&self, path: &[u8]) -> Result<Option<Inode>> {
+        tree::resolve(&*self.readers.snapshot()?, path)
+    }
+
+    /// The directory below the root that holds an inode, or is it; `None` for the root and for orphans. From memory for an
+    /// inode whose path was asked for before.
+    pub fn repository(&self, ino: Ino) -> Result<Option<Ino>> {
+        self.places.repository(ino, |ino| Ok(self.parent(ino)?.map(|(parent, _)| parent)))
+    }
+
+    /// At most `limit` paths whose content is this blob. Reads every inode.
+    pub fn names(&self, sum: &Checksum, limit: usize) -> Result<Vec<Vec<u8>>> {
+        let c = self.readers.snapshot()?;
+        let mut paths = Vec::new();
+        for ino in sql::inodes_of(&c, sum)? {
+            for (directory, name) in sql::parents(&c, ino)? {
+                if paths.len() >= limit {
+                    return Ok(paths);
+                }
+                paths.extend(tree::path_of(&c, directory, &name)?);
+            }
+        }
+        Ok(paths)
+    }
+
+    /// Where a symlink points.
+    pub fn target(&self, ino: Ino) -> Result<Option<Vec<u8>>> {
+        sql::target(&*self.readers.get()?, ino)
+    }
+
+    /// Value of an extended attribute.
+    pub fn xattr(&self, ino: Ino, name: &[u8]) -> Result<Option<Vec<u8>>> {
+        sql::xattr(&*self.readers.get()?, ino, name)
+    }
+
+    /// Names of the extended attributes, in order.
+    pub fn xattr_names(&self, ino: Ino) -> Result<Vec<Vec<u8>>> {
+        sql::xattr_names(&*self.readers.get()?, ino)
+    }
+
+    /// What is known of a blob.
+    pub fn blob(&self, sum: &Checksum) -> Result<Option<BlobRow>> {
+        sql::blob(&*self.readers.get()?, sum)
+    }
+
+    /// At most `limit` blobs after `after`, in the order of their checksums.
+    pub fn blobs(&self, after: Option<&Checksum>, limit: usize) -> Result<Vec<BlobRow>> {
+        sql::blobs(&*self.readers.get()?, after, limit)
+    }
+
+    /// Every file whose newest bytes are in a staging file.
+    pub fn staged(&self) -> Result<Vec<StagedRow>> {
+        sql::staged(&*self.readers.get()?)
+    }
+
+    /// The staging file of an inode.
+    pub fn staged_of(&self, ino: Ino) -> Result<Option<StagedRow>> {
+        sql::staged_of(&*self.readers.get()?, ino)
+    }
+
+    /// Every inode without a name.
+    pub fn orphans(&self) -> Result<Vec<Ino>> {
+        sql::orphans(&*self.readers.get()?)
+    }
+
+    /// At most `limit` blobs that have had no references since before `before`, the longest first; never the one of no
+    /// bytes.
+    pub fn unreferenced(&self, before: Nanos, limit: usize) -> Result<Vec<BlobRow>> {
+        sql::unreferenced(&*self.readers.get()?, before, limit)
+    }
+
+    /// At most `limit` blobs whose SHA-256 and MD5 are not recorded yet.
+    pub fn undigested(&self, limit: usize) -> Result<Vec<Checksum>> {
+        sql::undigested(&*self.readers.get()?, limit)
+    }
+
+    /// Settings of a repository, by key.
+    pub fn settings(&self, repository: Ino) -> Result<Vec<(String, String)>> {
+        sql::settings(&*self.readers.get()?, repository)
+    }
+
+    /// The repositories and their names, the oldest name first; without the reserved directories.
+    pub fn repositories(&self) -> Result<Vec<(Ino, Vec<u8>)>> {
+        sql::repositories(&*self.readers.get()?)
+    }
+
+    /// The totals.
+    pub fn counts(&self) -> Result<Counts> {
+        sql::counts(&*self.readers.get()?)?
+            .ok_or_else(|| Error::corrupt(&self.files.db, "the counters are missing"))
+    }
+
+    /// Applies `changes` in order in one transaction; all, or none with an error. When it returns they are visible to every
+    /// reader and safe against a kill of this process; `sync` makes them safe against a power cut.
+    ///
+    /// On a full disk, a commit of nothing but removals is tried again with the space of the reserve.
+    pub fn commit(&self, changes: &[Change]) -> Result<Seq> {
+        if changes.is_empty() {
+            return Ok(self.last_seq());
+        }
+        let mut writer = self.writer.lock();
+        let mut done = self.transact(&mut writer, |c| apply::apply(c, changes));
+        if matches!(done, Err(Error::Full { .. })) && apply::releases(changes) {
+            self.reserve.release();
+            // The log needs no new space once it is copied back. Where even that fails, the reserve itself may do.
+            let _ = sql::checkpoint_some(&writer);
+            done = self.transact(&mut writer, |c| apply::apply(c, changes));
+        }
+        let (effects, seq) = done?;
+        self.places.void(&effects.moved);
+        Ok(seq)
+    }
+
+    /// One write transaction, numbered when it is committed. After an error nothing has changed, and the connection is usable
+    /// or replaced.
+    fn transact<T>(
+        &self,
+        writer: &mut Connection,
+        work: impl Fn(&Connection) -> Result<T>,
+    ) -> Result<(T, Seq)> {
+        sql::begin_write(writer)?;
+        match work(writer).and_then(|done| sql::commit(writer).map(|()| done)) {
+            Ok(done) => Ok((done, self.last.fetch_add(1, Ordering::AcqRel) + 1)),
+            Err(e) => {
+                let ended = writer.is_autocommit() || sql::rollback(writer).is_ok();
+                if !ended {
+                    *writer = connection::open_writer(&self.files)?;
+                }
+                Err(e)
+            }
+        }
+    }
+
+    /// Forces every commit made so far to the disk; the last of them. Calls that come together share one force.
+    ///
+    /// Once a force has failed, the system may have dropped the pages that it could not write and will call the next force a
+    /// success. So from then on the log is not trusted: `sync` goes on failing until a complete checkpoint has copied every
+    /// page of the log (from memory, where they still are) into the database file and that was forced. If pages were lost
+    /// from memory as well before then, this cannot be seen from here; the failed force was reported.
+    pub fn sync(&self) -> Result<Seq> {
+        let wanted = self.last_seq();
+        let mut forcing = self.forcing.lock();
+        if forcing.failed {
+            return self.recover(&mut forcing);
+        }
+        if self.durable_seq() >= wanted {
+            return Ok(self.durable_seq());
+        }
+        let last = self.last_seq();
+        if let Err(e) = self.force() {
+            forcing.failed = true;
+            return Err(Error::io(&self.files.wal, "force the write-ahead log", e));
+        }
+        self.durable.store(last, Ordering::Release);
+        drop(forcing);
+        self.tidy_log();
+        self.reserve.refill();
+        Ok(last)
+    }
+
+    fn force(&self) -> io::Result<()> {
+        #[cfg(test)]
+        if self.fail_force.swap(false, Ordering::Relaxed) {
+            return Err(io::Error::other("injected"));
+        }
+        self.log.sync_data()
+    }
+
+    /// Gets everything to the disk by another way than the log.
+    fn recover(&self, forcing: &mut Forcing) -> Result<Seq> {
+        let writer = self.writer.lock();
+        let last = self.last_seq();
+        sql::checkpoint_all(&writer)?;
+        self.force().map_err(|e| Error::io(&self.files.wal, "force the write-ahead log", e))?;
+        forcing.failed = false;
+        self.durable.store(last, Ordering::Release);
+        Ok(last)
+    }
+
+    /// Copies a grown log back into the file, beside running commits; they then begin it anew. One caller does it, and an
+    /// error is left to the next: the commits are durable in the log.
+    fn tidy_log(&self) {
+        let Some(copier) = self.copier.try_lock() else { return };
+        let tidied = sql::log(&copier).and_then(|log| match log.pages - log.copied >= LOG_PAGES {
+            true => sql::checkpoint_some(&copier).map(drop),
+            false => Ok(()),
+        });
+        if let Err(e) = tidied {
+            tracing::warn!(error = &e as &dyn std::error::Error, "the write-ahead log was not copied back");
+        }
+    }
+
+    /// The last commit made.
+    pub fn last_seq(&self) -> Seq {
+        self.last.load(Ordering::Acquire)
+    }
+
+    /// The last commit known to be on the disk.
+    pub fn durable_seq(&self) -> Seq {
+        self.durable.load(Ordering::Acquire)
+    }
+
+    /// Bytes of the index: database and write-ahead log.
+    pub fn file_bytes(&self) -> Result<u64> {
+        [&self.files.db, &self.files.wal].into_iter().try_fold(0, |sum, file| {
+            let metadata = fs::metadata(file).map_err(|e| Error::io(file, "measure the index", e))?;
+            Ok(sum + metadata.len())
+        })
+    }
+
+    /// A copy of the index as of one moment, under way with commits; it appears at `to` whole and durable, replacing what
+    /// was there.
+    pub fn backup(&self, to: &Path) -> Result<()> {
+        connection::copy(&*self.readers.get()?, to)
+    }
+
+    /// Verifies the index in itself; with `repair`, mends what can be mended without losing data, in one commit. Takes time
+    /// and memory in proportion to the number of inodes, and holds commits off.
+    pub fn check(&self, repair: bool) -> Result<Vec<Finding>> {
+        check::run(self, repair)
+    }
+}
+
+/// Everything a new index has.
+fn fill(c: &Connection, init: &Init) -> Result<()> {
+    sql::use_log(c)?;
+    sql::durable_commits(c)?;
+    sql::set_application_id(c, schema::APPLICATION_ID)?;
+    sql::begin_write(c)?;
+    sql::script(c, "make the schema", schema::SCHEMA)?;
+    sql::set_user_version(c, schema::VERSION)?;
+    sql::set_meta(c, "schema", &schema::VERSION.to_string())?;
+    sql::set_meta(c, "depot", &hex(&init.depot_id))?;
+    sql::set_meta(c, "numbers", &FIRST_INO.to_string())?;
+    let root = directory(ROOT, init, init.mode & 0o7777, 2 + RESERVED.len() as u32);
+    sql::insert_inode(c, &root)?;
+    for (name, ino) in RESERVED {
+        sql::insert_inode(c, &directory(ino, init, 0o700, 2))?;
+        sql::insert_dentry(c, ROOT, name, ino, ino)?;
+    }
+    sql::insert_blob(c, &empty_blob(init.at))?;
+    sql::set_counts(c, &Counts { blobs: 1, ..Counts::default() })?;
+    sql::commit(c)?;
+    sql::checkpoint_all(c)
+}
+
+fn directory(ino: Ino, init: &Init, mode: u32, nlink: u32) -> Inode {
+    let (kind, at) = (Kind::Directory, init.at);
+    Inode {
+        ino,
+        kind,
+        mode,
+        uid: init.uid,
+        gid: init.gid,
+        rdev: 0,
+        nlink,
+        size: 0,
+        checksum: None,
+        atime: at,
+        mtime: at,
+        ctime: at,
+        btime: at,
+    }
+}
+
+/// The blob of no bytes, with all its digests.
+fn empty_blob(at: Nanos) -> BlobRow {
+    use md5::Digest as _;
+    BlobRow {
+        checksum: Checksum::EMPTY,
+        size: 0,
+        blake3: Some(Hasher::default().finish().blake3),
+        sha256: Some(sha2::Sha256::digest(b"").into()),
+        md5: Some(md5::Md5::digest(b"").into()),
+        refs: 0,
+        since: at,
+    }
+}

@@ -1,0 +1,131 @@
+//! Numbers that the daemon counts, and their rendering as Prometheus text.
+//!
+//! One table row makes a static and its line in `depotfs metrics`. Counters only grow while the daemon runs; gauges are set by
+//! whoever knows the value, those that `status` also shows just before rendering. Updates are relaxed atomics: a counter on
+//! the path of every request costs a nanosecond.
+
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// How a number behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// Only grows; starts at 0 with the daemon.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+}
+
+/// One number of the daemon.
+#[derive(Debug)]
+pub struct Metric {
+    name: &'static str,
+    help: &'static str,
+    shape: Shape,
+    value: AtomicU64,
+}
+
+impl Metric {
+    const fn new(name: &'static str, shape: Shape, help: &'static str) -> Metric {
+        Metric { name, help, shape, value: AtomicU64::new(0) }
+    }
+
+    /// One more.
+    pub fn count(&self) {
+        self.add(1);
+    }
+
+    /// `n` more.
+    pub fn add(&self, n: u64) {
+        self.value.fetch_add(n, Relaxed);
+    }
+
+    /// `n` fewer; for gauges that are kept by counting.
+    pub fn sub(&self, n: u64) {
+        self.value.fetch_sub(n, Relaxed);
+    }
+
+    /// From now on `n`.
+    pub fn set(&self, n: u64) {
+        self.value.store(n, Relaxed);
+    }
+
+    /// The present value.
+    pub fn get(&self) -> u64 {
+        self.value.load(Relaxed)
+    }
+}
+
+macro_rules! metrics {
+    ($($ident:ident = $name:literal, $shape:ident, $help:literal;)*) => {
+        $(#[doc = $help] pub static $ident: Metric = Metric::new($name, Shape::$shape, $help);)*
+
+        /// Every metric, in the order in which it is printed.
+        pub static TABLE: &[&Metric] = &[$(&$ident),*];
+    };
+}
+
+metrics! {
+    // Index and filestore, set when status is taken.
+    FILES = "depotfs_files", Gauge, "Regular files in the tree.";
+    DIRECTORIES = "depotfs_directories", Gauge, "Directories in the tree.";
+    REPOSITORIES = "depotfs_repositories", Gauge, "Directories at the top of the tree.";
+    ORPHANS = "depotfs_orphans", Gauge, "Inodes without a name that are still in use.";
+    LOGICAL_BYTES = "depotfs_logical_bytes", Gauge, "Bytes of all files as their sizes show them.";
+    BLOBS = "depotfs_blobs", Gauge, "Blobs known to the index.";
+    BLOB_BYTES = "depotfs_blob_bytes", Gauge, "Bytes of all blobs, each counted once.";
+    INDEX_BYTES = "depotfs_index_bytes", Gauge, "Size of the index file and its write-ahead log.";
+    FILESTORE_CAPACITY = "depotfs_filestore_capacity_bytes", Gauge, "Size of the file system that holds the filestore.";
+    FILESTORE_FREE = "depotfs_filestore_free_bytes", Gauge, "Bytes free for the daemon on that file system.";
+    // Content on its way into the filestore.
+    DIRTY = "depotfs_dirty_files", Gauge, "Files with a staging file and an open writer.";
+    CLOSED = "depotfs_closed_files", Gauge, "Files with a staging file and no writer, waiting to be sealed.";
+    QUEUED_BYTES = "depotfs_queued_bytes", Gauge, "Bytes in staging files that wait to be sealed.";
+    UNSEALABLE = "depotfs_unsealable_files", Gauge, "Files whose bytes could not be sealed and were set aside or fail to open.";
+    // Control socket.
+    CONTROL_REQUESTS = "depotfs_control_requests_total", Counter, "Requests answered on the control socket.";
+    CONTROL_REFUSED = "depotfs_control_refused_total", Counter, "Connections to the control socket refused: wrong user, too many, or not understood.";
+}
+
+/// All metrics in the Prometheus text format, version 0.0.4.
+pub fn render() -> String {
+    let mut text = String::new();
+    for metric in TABLE {
+        let shape = match metric.shape {
+            Shape::Counter => "counter",
+            Shape::Gauge => "gauge",
+        };
+        let (name, help, value) = (metric.name, metric.help, metric.get());
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {shape}\n{name} {value}");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn names_follow_the_rules_of_prometheus() {
+        let mut seen = BTreeSet::new();
+        for metric in TABLE {
+            assert!(seen.insert(metric.name), "{} stands twice in the table", metric.name);
+            assert!(metric.name.starts_with("depotfs_"), "{}", metric.name);
+            assert!(metric.name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'));
+            assert_eq!(metric.name.ends_with("_total"), metric.shape == Shape::Counter, "{}", metric.name);
+            assert!(metric.help.ends_with('.') && !metric.help.contains(['\n', '\\']), "{}", metric.name);
+        }
+    }
+
+    #[test]
+    fn every_metric_is_rendered_with_its_value() {
+        CONTROL_REFUSED.add(3);
+        let text = render();
+        assert!(
+            text.contains("# TYPE depotfs_control_refused_total counter\ndepotfs_control_refused_total ")
+        );
+        assert_eq!(text.lines().filter(|l| !l.starts_with('#')).count(), TABLE.len());
+    }
+}

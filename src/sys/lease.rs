@@ -1,0 +1,60 @@
+//! Read leases: proof that nobody can write a file any more.
+//!
+//! The kernel grants a read lease only while no descriptor and no mapping of the file is open for writing, those that it
+//! serves by passthrough included.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+/// A read lease, given back when dropped.
+#[derive(Debug)]
+pub struct Lease {
+    file: OwnedFd,
+}
+
+/// Takes a read lease on `file`, which must be open read-only; `None` when somebody can still write it.
+pub fn read_lease(file: impl AsFd) -> io::Result<Option<Lease>> {
+    // A lease belongs to the open file, so a second descriptor of it keeps it.
+    let file = file.as_fd().try_clone_to_owned()?;
+    // SAFETY: F_SETLEASE takes an int and touches no memory of ours.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_RDLCK) };
+    if result == 0 {
+        return Ok(Some(Lease { file }));
+    }
+    match io::Error::last_os_error() {
+        e if e.raw_os_error() == Some(libc::EAGAIN) => Ok(None),
+        e => Err(e),
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        // SAFETY: as above. The result does not matter: closing the descriptor ends the lease as well.
+        unsafe { libc::fcntl(self.file.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK) };
+    }
+}
+
+/// Lets a broken lease be a signal without effect; by default SIGIO ends the process.
+pub fn ignore_break_signal() {
+    // SAFETY: SIG_IGN is a valid disposition and no handler of ours is replaced.
+    unsafe { libc::signal(libc::SIGIO, libc::SIG_IGN) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::{File, OpenOptions};
+
+    #[test]
+    fn a_lease_is_granted_only_without_writers() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let writer = File::create(&path).unwrap();
+        assert!(read_lease(File::open(&path).unwrap()).unwrap().is_none());
+        drop(writer);
+        let lease = read_lease(File::open(&path).unwrap()).unwrap();
+        assert!(lease.is_some());
+        drop(lease);
+        OpenOptions::new().write(true).open(&path).unwrap();
+    }
+}

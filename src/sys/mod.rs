@@ -1,0 +1,8 @@
+//! Safe words for system calls that std and nix lack; every `unsafe` block of the crate is in here.
+
+pub mod caller;
+pub mod content;
+pub mod file;
+pub mod lease;
+pub mod mountinfo;
+pub mod process;

@@ -1,0 +1,68 @@
+//! The process itself: limits, its place in the out-of-memory order, its detachment from a terminal.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+
+/// Raises the soft limit on open files to the hard one; returns the limit that now holds.
+pub fn raise_open_files() -> io::Result<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: getrlimit writes the struct it is given and nothing else.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: setrlimit reads the struct it is given and nothing else.
+    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(limit.rlim_cur)
+}
+
+/// Makes the kernel end other processes first when memory runs out, unless somebody (systemd) has already decided.
+///
+/// Losing the daemon takes the tree away from everybody, so it goes late. Needs root.
+pub fn go_late_when_memory_runs_out() -> io::Result<()> {
+    const FILE: &str = "/proc/self/oom_score_adj";
+    if fs::read_to_string(FILE)?.trim() != "0" {
+        return Ok(());
+    }
+    fs::write(FILE, "-500")
+}
+
+/// Leaves terminal and process group, so that nothing typed there reaches this process.
+pub fn leave_terminal() -> io::Result<()> {
+    match nix::unistd::setsid() {
+        // EPERM: leads a group already, as when a shell with job control started it; then there is nothing to leave.
+        Ok(_) | Err(nix::errno::Errno::EPERM) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Points standard input and output at /dev/null and standard error at `errors`, or also at /dev/null.
+///
+/// Whoever waits for the end of a pipe that was standard output or error is released.
+pub fn release_standard_streams(errors: Option<&File>) -> io::Result<()> {
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    nix::unistd::dup2_stdin(&null)?;
+    nix::unistd::dup2_stdout(&null)?;
+    nix::unistd::dup2_stderr(errors.unwrap_or(&null).as_fd())?;
+    Ok(())
+}
+
+/// Whether this process may do what root may.
+pub fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_on_open_files_is_the_hard_one() {
+        let limit = raise_open_files().unwrap();
+        assert_eq!(raise_open_files().unwrap(), limit);
+        assert!(limit >= 1024, "{limit}");
+    }
+}

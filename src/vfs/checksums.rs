@@ -1,0 +1,99 @@
+//! Checksums as attributes, and the names that commands give to blobs.
+
+use crate::change::{BlobRow, Change, Ino, Kind};
+use crate::checksum::{Checksum, hex};
+use crate::vfs::{Error, Result, Vfs};
+
+/// Up to this size SHA-256 and MD5 are computed while the caller waits; larger ones are queued.
+const DIGEST_AT_ONCE_BYTES_MAX: u64 = 16 << 20;
+
+/// SHA-256 and MD5 that wait to be computed, at most; the index knows the rest.
+const UNDIGESTED_MAX: usize = 10_000;
+
+impl Vfs {
+    /// `user.depotfs.<which>` of a file; a Closed file is sealed first.
+    pub(super) fn made_up_xattr(&self, ino: Ino, which: &[u8]) -> Result<Vec<u8>> {
+        if !matches!(which, b"sha1" | b"sha256" | b"md5" | b"blake3") {
+            return Err(Error::NoAttribute);
+        }
+        let Some(row) = self.sealed_blob(ino)? else { return Err(Error::NoAttribute) };
+        let text = match which {
+            b"sha1" => Some(row.checksum.to_string()),
+            b"blake3" => row.blake3.map(|sum| hex(&sum)),
+            _ => {
+                let row = if row.sha256.is_some() && row.md5.is_some() {
+                    row
+                } else if row.size <= DIGEST_AT_ONCE_BYTES_MAX {
+                    self.publish_digests(&row)?
+                } else {
+                    self.queue_digests(row.checksum);
+                    return Err(Error::NoAttribute);
+                };
+                if which == b"md5" { row.md5.map(|sum| hex(&sum)) } else { row.sha256.map(|sum| hex(&sum)) }
+            }
+        };
+        text.map(String::into_bytes).ok_or(Error::NoAttribute)
+    }
+
+    /// The blob of a file that is sealed, or was Closed and now is; `None` for one that is being written.
+    fn sealed_blob(&self, ino: Ino) -> Result<Option<BlobRow>> {
+        self.seal_if_closed(ino)?;
+        if self.nodes.existing(ino).is_some_and(|node| node.staged.is_some()) {
+            return Ok(None);
+        }
+        let inode = self.inode(ino)?;
+        let Some(sum) = inode.checksum.filter(|_| inode.kind == Kind::File) else { return Ok(None) };
+        Ok(self.index.blob(&sum)?)
+    }
+
+    /// All checksums of a file, waiting for the seal and for the computation.
+    pub fn checksums(&self, ino: Ino) -> Result<BlobRow> {
+        let row = self.sealed_blob(ino)?.ok_or(Error::Unsupported("checksum of something that is being written"))?;
+        if row.sha256.is_some() && row.md5.is_some() { Ok(row) } else { self.publish_digests(&row) }
+    }
+
+    /// Computes and records SHA-256 and MD5 of a blob.
+    fn publish_digests(&self, row: &BlobRow) -> Result<BlobRow> {
+        let blob = self.store.open_blob(&row.checksum, row.size)?;
+        let what = Error::io(format!("read blob {}", row.checksum));
+        let (sha256, md5) = blob.published_digests().map_err(what)?;
+        if !self.options.read_only {
+            match self.commit(&[Change::Digests { checksum: row.checksum, sha256, md5 }]) {
+                // Collected meanwhile: nobody needs them.
+                Ok(_) | Err(Error::Index(crate::index::Error::NotFound { .. })) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(BlobRow { sha256: Some(sha256), md5: Some(md5), ..row.clone() })
+    }
+
+    pub(super) fn queue_digests(&self, sum: Checksum) {
+        let mut queue = self.undigested.lock();
+        if queue.len() < UNDIGESTED_MAX && !queue.contains(&sum) {
+            queue.push_back(sum);
+        }
+    }
+
+    /// Computes what was asked for first, else some of what is missing; false when nothing is. A job does this.
+    pub fn publish_some_digests(&self) -> Result<bool> {
+        let asked = self.undigested.lock().pop_front();
+        let sums = match asked {
+            Some(sum) => vec![sum],
+            None => self.index.undigested(16)?,
+        };
+        let mut published = false;
+        for sum in &sums {
+            let Some(row) = self.index.blob(sum)? else { continue };
+            if row.sha256.is_some() && row.md5.is_some() {
+                continue;
+            }
+            match self.publish_digests(&row) {
+                Ok(_) => published = true,
+                // A missing or altered blob is told where it is opened; the others must not wait for it.
+                Err(Error::Store(error)) => tracing::debug!("digests of {sum}: {error}"),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(published)
+    }
+}

@@ -1,0 +1,101 @@
+//! Descriptors of staging files and blobs that the daemon reads and writes itself, kept open within a bound.
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use lru::LruCache;
+use parking_lot::Mutex;
+
+use crate::change::StagingName;
+use crate::checksum::Checksum;
+use crate::filestore::{BlobFile, StagingReader, StagingWriter};
+use crate::vfs::node::Source;
+
+/// How many descriptors of each sort stay open.
+const OPEN_MAX: usize = 1024;
+
+/// Something the daemon reads.
+#[derive(Debug)]
+pub enum Reader {
+    /// A blob.
+    Blob(BlobFile),
+    /// A staging file.
+    Staging(StagingReader),
+}
+
+impl Reader {
+    /// Reads at `offset`; fewer bytes than asked only at the end.
+    pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        match self {
+            Reader::Blob(blob) => blob.read_at(buffer, offset),
+            Reader::Staging(staging) => staging.read_at(buffer, offset),
+        }
+    }
+}
+
+impl AsFd for Reader {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Reader::Blob(blob) => blob.as_fd(),
+            Reader::Staging(staging) => staging.as_fd(),
+        }
+    }
+}
+
+/// The cache.
+#[derive(Debug)]
+pub struct Descriptors {
+    readers: Mutex<LruCache<Source, Arc<Reader>>>,
+    writers: Mutex<LruCache<StagingName, Arc<StagingWriter>>>,
+}
+
+impl Default for Descriptors {
+    fn default() -> Descriptors {
+        let bound = NonZeroUsize::new(OPEN_MAX).expect("not zero");
+        Descriptors { readers: Mutex::new(LruCache::new(bound)), writers: Mutex::new(LruCache::new(bound)) }
+    }
+}
+
+impl Descriptors {
+    /// The reader of `source`, opened by `open` when it is not there.
+    pub fn reader<E>(&self, source: Source, open: impl FnOnce() -> Result<Reader, E>) -> Result<Arc<Reader>, E> {
+        if let Some(reader) = self.readers.lock().get(&source) {
+            return Ok(reader.clone());
+        }
+        let reader = Arc::new(open()?);
+        self.readers.lock().put(source, reader.clone());
+        Ok(reader)
+    }
+
+    /// The writer of `name`, opened by `open` when it is not there.
+    pub fn writer<E>(
+        &self,
+        name: StagingName,
+        open: impl FnOnce() -> Result<StagingWriter, E>,
+    ) -> Result<Arc<StagingWriter>, E> {
+        if let Some(writer) = self.writers.lock().get(&name) {
+            return Ok(writer.clone());
+        }
+        let writer = Arc::new(open()?);
+        self.writers.lock().put(name, writer.clone());
+        Ok(writer)
+    }
+
+    /// Closes the writer of `name`, so that a lease can be had.
+    pub fn close_writer(&self, name: StagingName) {
+        self.writers.lock().pop(&name);
+    }
+
+    /// Closes what is open of a staging file.
+    pub fn forget_staging(&self, name: StagingName) {
+        self.readers.lock().pop(&Source::Staging(name));
+        self.close_writer(name);
+    }
+
+    /// Closes what is open of a blob.
+    pub fn forget_blob(&self, sum: &Checksum) {
+        self.readers.lock().pop(&Source::Blob(*sum));
+    }
+}

@@ -1,0 +1,308 @@
+//! POSIX semantics of the tree: no kernel types, no SQL, no provider names; one file per family of operations.
+//!
+//! A file's content goes Sealed (a blob) -> Dirty (a staging file, a writer is open) -> Closed (a staging file, no writer)
+//! -> Sealed. `stage` and `open` make a file Dirty, `seal` brings it back; [`node`] holds what is between.
+
+pub mod acl;
+pub mod attr;
+pub mod caller;
+pub mod checksums;
+pub mod copy;
+pub mod descriptors;
+pub mod directory;
+pub mod error;
+pub mod lookup;
+pub mod node;
+pub mod open;
+pub mod read;
+pub mod reclaim;
+pub mod recover;
+pub mod remove;
+pub mod rename;
+pub mod seal;
+pub mod stage;
+pub mod status;
+pub mod write;
+pub mod xattr;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use parking_lot::{Condvar, Mutex, RwLock};
+
+use crate::change::{Change, Ino, Inode, MountId, Nanos, ROOT, StagingName};
+use crate::checksum::Checksum;
+use crate::clock;
+use crate::filestore::Filestore;
+use crate::index::{Index, Seq};
+use crate::vfs::descriptors::Descriptors;
+use crate::vfs::node::Nodes;
+
+pub use caller::Caller;
+pub use error::{Error, Result};
+
+/// What close(2) and fsync(2) wait for; the stricter of mount and repository holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Durability {
+    /// close waits for nothing, fsync for the disk, as on a local disk.
+    #[default]
+    Fsync,
+    /// close waits until a power cut can lose nothing of the file.
+    Close,
+}
+
+impl Durability {
+    /// Reads the value of the setting and mount option `durability`.
+    pub fn parse(text: &str) -> Option<Durability> {
+        match text {
+            "fsync" => Some(Durability::Fsync),
+            "close" => Some(Durability::Close),
+            _ => None,
+        }
+    }
+
+    /// As written in settings and options.
+    pub fn name(self) -> &'static str {
+        match self {
+            Durability::Fsync => "fsync",
+            Durability::Close => "close",
+        }
+    }
+}
+
+/// When a blob's bytes are compared with its checksum before they are served; a setting of a repository.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Verify {
+    /// Only existence and size are looked at.
+    #[default]
+    Never,
+    /// At the first open since the mount.
+    FirstOpen,
+    /// At every open.
+    Always,
+}
+
+impl Verify {
+    /// Reads the value of the setting `verify`.
+    pub fn parse(text: &str) -> Option<Verify> {
+        match text {
+            "never" => Some(Verify::Never),
+            "first-open" => Some(Verify::FirstOpen),
+            "always" => Some(Verify::Always),
+            _ => None,
+        }
+    }
+}
+
+/// How a mount behaves.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where the tree is mounted, as the daemon itself sees it.
+    pub mountpoint: PathBuf,
+    /// The directory of the tree that is the root of the mount.
+    pub subdir: Ino,
+    /// Nothing may be changed.
+    pub read_only: bool,
+    /// Times of last read are not kept.
+    pub noatime: bool,
+    /// The least that close waits for.
+    pub durability: Durability,
+    /// Serve bytes past the daemon where the kernel can.
+    pub passthrough: bool,
+    /// Bytes of files that wait to be sealed, beyond which writers wait.
+    pub backlog_bytes_max: u64,
+    /// The same as a number of files.
+    pub backlog_files_max: u64,
+    /// Which boot and which mount of the filestore's disk staging files are written in.
+    pub mount_id: MountId,
+}
+
+/// Settings of a repository, read from the index.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Settings {
+    /// Least durability of its files.
+    pub durability: Durability,
+    /// When its blobs are verified.
+    pub verify: Verify,
+}
+
+/// The tree.
+pub struct Vfs {
+    index: Index,
+    store: Filestore,
+    options: Options,
+    nodes: Nodes,
+    descriptors: Descriptors,
+    /// For each blob whose own file the kernel serves by passthrough: the one inode it may serve.
+    owners: Mutex<HashMap<Checksum, Ino>>,
+    /// Held for reading while bytes of a blob are read by the daemon, for writing when a blob's file changes hands.
+    blob_reads: RwLock<()>,
+    /// Why passthrough is off; `None` while it is on.
+    passthrough_off: Mutex<Option<String>>,
+    passthrough: AtomicBool,
+    backlog: Backlog,
+    /// Staging names that nothing needs once the commit with that number is durable.
+    retired: Mutex<BTreeMap<Seq, Vec<StagingName>>>,
+    /// Orphans that can end.
+    reapable: Mutex<Vec<Ino>>,
+    /// Times of last read not yet written to the index.
+    atimes: Mutex<HashMap<Ino, Nanos>>,
+    settings: RwLock<HashMap<Ino, Settings>>,
+    verified: Mutex<std::collections::HashSet<Checksum>>,
+    /// Things of the recovery at start that an operator should know.
+    reports: Mutex<Vec<String>>,
+    /// Lazy copies waiting for the kernel, bounded so that they cannot hold all request threads.
+    clones_waiting: AtomicU64,
+    undigested: Mutex<std::collections::VecDeque<Checksum>>,
+}
+
+impl std::fmt::Debug for Vfs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Vfs").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+/// What waits to be sealed, bounded.
+#[derive(Debug, Default)]
+struct Backlog {
+    files: AtomicU64,
+    bytes: AtomicU64,
+    less: Condvar,
+    gate: Mutex<()>,
+}
+
+impl Vfs {
+    /// The tree of an open index and filestore; `recover` comes before the first request.
+    pub fn new(index: Index, store: Filestore, options: Options) -> Vfs {
+        let off = (!options.passthrough).then(|| "switched off by an option".to_owned());
+        Vfs {
+            index,
+            store,
+            nodes: Nodes::default(),
+            descriptors: Descriptors::default(),
+            owners: Mutex::default(),
+            blob_reads: RwLock::default(),
+            passthrough: AtomicBool::new(off.is_none()),
+            passthrough_off: Mutex::new(off),
+            backlog: Backlog::default(),
+            retired: Mutex::default(),
+            reapable: Mutex::default(),
+            atimes: Mutex::default(),
+            settings: RwLock::default(),
+            verified: Mutex::default(),
+            reports: Mutex::default(),
+            clones_waiting: AtomicU64::new(0),
+            undigested: Mutex::default(),
+            options,
+        }
+    }
+
+    /// The index below.
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// The filestore below.
+    pub fn store(&self) -> &Filestore {
+        &self.store
+    }
+
+    /// How this mount behaves.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Whether the kernel is given files to serve by itself.
+    pub fn passthrough(&self) -> bool {
+        self.passthrough.load(Ordering::Relaxed)
+    }
+
+    /// Stops the use of passthrough for new opens, and remembers why for `status`.
+    pub fn disable_passthrough(&self, why: String) {
+        if self.passthrough.swap(false, Ordering::Relaxed) {
+            tracing::warn!("passthrough is off, bytes go through the daemon: {why}");
+            *self.passthrough_off.lock() = Some(why);
+        }
+    }
+
+    /// The row of an inode that must be there.
+    fn inode(&self, ino: Ino) -> Result<Inode> {
+        self.index.inode(ino)?.ok_or(Error::Stale(ino))
+    }
+
+    /// Commits `changes` in one transaction.
+    fn commit(&self, changes: &[Change]) -> Result<Seq> {
+        if self.options.read_only {
+            return Err(Error::ReadOnly);
+        }
+        Ok(self.index.commit(changes)?)
+    }
+
+    fn next_staging(&self) -> Result<StagingName> {
+        Ok(StagingName(self.index.next_number()?))
+    }
+
+    /// Settings that hold for a file, by its repository.
+    fn settings_of(&self, ino: Ino) -> Result<Settings> {
+        let Some(repository) = self.index.repository(ino)? else { return Ok(Settings::default()) };
+        if let Some(settings) = self.settings.read().get(&repository) {
+            return Ok(*settings);
+        }
+        let mut settings = Settings::default();
+        for (key, value) in self.index.settings(repository)? {
+            match key.as_str() {
+                "durability" => settings.durability = Durability::parse(&value).unwrap_or_default(),
+                "verify" => settings.verify = Verify::parse(&value).unwrap_or_default(),
+                _ => {}
+            }
+        }
+        self.settings.write().insert(repository, settings);
+        Ok(settings)
+    }
+
+    /// Makes changed settings hold for what is opened from now on.
+    pub fn forget_settings(&self) {
+        self.settings.write().clear();
+    }
+
+    /// The durability that holds for a file.
+    fn durability_of(&self, ino: Ino) -> Result<Durability> {
+        Ok(self.settings_of(ino)?.durability.max(self.options.durability))
+    }
+
+    /// Unlinks `name` once the commit `seq`, which stopped naming it, is durable.
+    fn retire(&self, seq: Seq, name: StagingName) {
+        self.descriptors.forget_staging(name);
+        self.retired.lock().entry(seq).or_default().push(name);
+    }
+}
+
+/// Names of the mount's own directories in a listing of its root stay hidden; they can be looked up.
+fn is_reserved(ino: Ino) -> bool {
+    ino > ROOT && ino < crate::change::FIRST_INO
+}
+
+/// Refuses names that no directory can hold, and the reserved ones at the top.
+fn check_new_name(parent: Ino, name: &[u8]) -> Result<()> {
+    if name.len() > NAME_BYTES_MAX {
+        return Err(Error::NameTooLong);
+    }
+    if name.is_empty() || name == b"." || name == b".." || name.contains(&b'/') || name.contains(&0) {
+        return Err(Error::Invalid("a name"));
+    }
+    if parent == ROOT && crate::change::RESERVED.iter().any(|(reserved, _)| *reserved == name) {
+        return Err(Error::NotPermitted("the name is reserved"));
+    }
+    if parent == crate::change::TRASH || parent == crate::change::SNAPSHOTS {
+        return Err(Error::NotPermitted("nothing can be put here"));
+    }
+    Ok(())
+}
+
+/// Longest name of a dentry.
+pub const NAME_BYTES_MAX: usize = 255;
+
+fn now() -> Nanos {
+    clock::now()
+}

@@ -1,0 +1,338 @@
+//! open(2), creat(2) and close(2): by which way the kernel reaches the bytes.
+//!
+//! One way per inode while anything has it open, joined by everybody who comes later:
+//! - clean and read: passthrough on the blob's own file, unless another inode of the same content has that;
+//! - written: passthrough on the staging file;
+//! - written while readers are on the blob's file: that file becomes the staging file and the blob gets a copy (`stage`);
+//! - otherwise through the daemon and the kernel's page cache, which all handles share.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use crate::change::{Change, Ino, Inode, Kind, ROOT, StagingName};
+use crate::checksum::Checksum;
+use crate::filestore::BlobFile;
+use crate::sys::content as sys;
+use crate::vfs::acl;
+use crate::vfs::attr::Attributes;
+use crate::vfs::caller::{has_set_id_bits, without_set_id_bits};
+use crate::vfs::node::{Backing, Locked, Serving, Source, Staged, Token};
+use crate::vfs::stage::UNTOUCHED;
+use crate::vfs::{Caller, Durability, Error, Result, Verify, Vfs, check_new_name, now};
+
+/// Makes the kernel open a file for passthrough; given by `fuse` with each request.
+pub type Register<'a> = &'a dyn Fn(BorrowedFd<'_>) -> io::Result<Token>;
+
+/// Clean files up to this size are read through the kernel's page cache: an open costs less, and most are read once.
+const PASSTHROUGH_BYTES_MIN: u64 = 32 * 1024;
+
+/// What a descriptor may do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Access {
+    /// Read.
+    pub read: bool,
+    /// Write.
+    pub write: bool,
+    /// Empty the file first.
+    pub truncate: bool,
+    /// Fail if it exists.
+    pub exclusive: bool,
+}
+
+/// How the kernel is to serve a descriptor.
+pub enum How {
+    /// From this registered file.
+    Passthrough(Token),
+    /// From its page cache, filled by the daemon.
+    Cached,
+}
+
+/// Answer to an open.
+pub struct Opened {
+    /// The way to the bytes.
+    pub how: How,
+    /// Whether close(2) needs no request.
+    pub no_flush: bool,
+}
+
+impl Vfs {
+    /// Opens a regular file.
+    pub fn open(&self, caller: &Caller, ino: Ino, access: Access, register: Register<'_>) -> Result<Opened> {
+        let changes = access.write || access.truncate;
+        if changes {
+            if self.options.read_only {
+                return Err(Error::ReadOnly);
+            }
+            self.wait_for_backlog()?;
+        }
+        let mut node = self.nodes.lock(ino);
+        let inode = self.inode(ino)?;
+        if inode.kind != Kind::File {
+            return Err(if inode.kind == Kind::Directory { Error::IsDirectory } else { Error::Unsupported("open") });
+        }
+        if changes {
+            self.open_to_write(&mut node, &inode, access)?;
+            if access.truncate && has_set_id_bits(&inode) && !caller.keeps_set_id_bits() {
+                self.drop_set_id_bits(&inode)?;
+            }
+        } else {
+            self.materialise(&mut node, &inode)?;
+        }
+        let how = self.serve(&mut node, &inode, register)?;
+        if access.read {
+            self.note_read(&inode);
+        }
+        self.admit(&mut node, access);
+        Ok(Opened { how, no_flush: !changes || self.durability_of(ino)? == Durability::Fsync })
+    }
+
+    /// Makes a new file and opens it.
+    pub fn create(
+        &self,
+        caller: &Caller,
+        parent: Ino,
+        name: &[u8],
+        (mode, umask): (u32, u32),
+        access: Access,
+        register: Register<'_>,
+    ) -> Result<(Attributes, Opened)> {
+        if parent == ROOT {
+            return Err(Error::NotPermitted("only directories stand at the top of the tree: they are the repositories"));
+        }
+        check_new_name(parent, name)?;
+        self.wait_for_backlog()?;
+        let (inode, xattrs) = self.new_inode(caller, parent, Kind::File, mode, umask)?;
+        let ino = inode.ino;
+        let file = self.next_staging()?;
+        let writer = self.store.stage(file)?;
+        sys::set_mtime(&writer, UNTOUCHED).map_err(Error::io(format!("set the time of staging file {file}")))?;
+        drop(writer);
+        let row = self.staged_row(&inode, file);
+        let cookie = self.index.next_number()?;
+        let create =
+            Change::Create { parent, name: name.to_vec(), cookie, inode: inode.clone(), target: None, xattrs };
+        // Nobody can name the inode before the commit, so holding its lock across it delays nobody.
+        let mut node = self.nodes.lock(ino);
+        if let Err(error) = self.commit(&[create, Change::Stage(row.clone())]) {
+            self.give_up_staging(file);
+            drop(node);
+            return match error {
+                Error::Index(crate::index::Error::Exists { .. }) if !access.exclusive => {
+                    let existing = self.index.lookup(parent, name)?.ok_or(Error::NotFound)?;
+                    let opened = self.open(caller, existing.ino, access, register)?;
+                    Ok((self.attributes(existing.ino)?, opened))
+                }
+                other => Err(other),
+            };
+        }
+        node.staged = Some(Staged::new(row));
+        let how = self.serve(&mut node, &inode, register)?;
+        self.admit(&mut node, access);
+        let no_flush = !access.write || self.durability_of(ino)? == Durability::Fsync;
+        // Nothing but a request can change the attributes of an empty new file, so the kernel may keep them.
+        Ok((Attributes { inode, blocks: 0, stable: true }, Opened { how, no_flush }))
+    }
+
+    /// Ends a descriptor.
+    pub fn release(&self, ino: Ino, access: Access) {
+        let mut node = self.nodes.lock(ino);
+        node.opens = node.opens.saturating_sub(1);
+        if access.read {
+            node.readers = node.readers.saturating_sub(1);
+        }
+        if access.write {
+            node.writers = node.writers.saturating_sub(1);
+            if node.writers == 0 {
+                self.last_writer_gone(&mut node);
+            }
+        }
+        if node.opens == 0 {
+            self.end_serving(&mut node);
+            if node.orphan && node.forgotten {
+                self.reapable.lock().push(ino);
+            }
+        }
+    }
+
+    fn last_writer_gone(&self, node: &mut Locked<'_>) {
+        if let Some(clone) = node.clone {
+            // A finished copy needs nothing more; one that stopped half-way becomes bytes.
+            let done = if node.staged.is_none() {
+                self.end_clone(node, clone)
+            } else {
+                self.index.inode(node.ino()).map_err(Error::from).and_then(|inode| {
+                    let inode = inode.ok_or(Error::Stale(node.ino()))?;
+                    self.materialise(node, &inode)
+                })
+            };
+            if let Err(error) = done {
+                tracing::error!("inode {}: the end of a copy failed: {error}", node.ino());
+            }
+        }
+        self.close_staged(node);
+    }
+
+    fn end_serving(&self, node: &mut Locked<'_>) {
+        let Serving::Passthrough(backing) = std::mem::take(&mut node.serving) else { return };
+        if let Some(owned) = backing.owns {
+            self.owners.lock().remove(&owned);
+        }
+        if let Source::Staging(name) = backing.source {
+            if node.staged.as_ref().is_none_or(|staged| staged.row.file != name) {
+                // Sealed while it was open: its name was kept for a writer that might have come.
+                self.retire(self.index.last_seq(), name);
+            }
+        }
+    }
+
+    fn admit(&self, node: &mut Locked<'_>, access: Access) {
+        node.opens += 1;
+        node.readers += u32::from(access.read);
+        node.writers += u32::from(access.write);
+        if access.write {
+            if let Some(staged) = &mut node.staged {
+                staged.closed = None;
+                self.uncount(staged);
+            }
+        } else if access.truncate && node.writers == 0 {
+            self.close_staged(node);
+        }
+    }
+
+    /// Puts the newest bytes of a file into a staging file, empty with O_TRUNC.
+    fn open_to_write(&self, node: &mut Locked<'_>, inode: &Inode, access: Access) -> Result<()> {
+        if !access.truncate {
+            return self.make_dirty(node, inode, u64::MAX);
+        }
+        node.settle();
+        if matches!(node.serving, Serving::Idle) {
+            return self.start_empty(node, inode);
+        }
+        self.make_dirty(node, inode, 0)?;
+        let Some(staged) = &node.staged else { return Err(Error::Stale(inode.ino)) };
+        let writer = self.store.open_staging_writer(staged.row.file)?;
+        writer.set_len(0).map_err(Error::io(format!("empty staging file {}", staged.row.file)))
+    }
+
+    /// A second, empty staging file for a file that nobody has open: the first may be what a power cut leaves.
+    fn start_empty(&self, node: &mut Locked<'_>, inode: &Inode) -> Result<()> {
+        if let Some(sealing) = node.sealing.take() {
+            sealing.cancel();
+        }
+        let name = self.next_staging()?;
+        drop(self.store.stage(name)?);
+        let mut row = self.staged_row(inode, name);
+        row.ctime = now();
+        let seq = match self.commit(&[Change::Stage(row.clone())]) {
+            Ok(seq) => seq,
+            Err(error) => {
+                self.give_up_staging(name);
+                return Err(error);
+            }
+        };
+        if let Some(mut old) = node.staged.take() {
+            self.uncount(&mut old);
+            match old.row.failed {
+                Some(why) => self.keep_aside(old.row.file, &why),
+                None => self.retire(seq, old.row.file),
+            }
+        }
+        node.staged = Some(Staged::new(row));
+        Ok(())
+    }
+
+    /// Decides or joins the way by which the kernel reaches the bytes.
+    fn serve(&self, node: &mut Locked<'_>, inode: &Inode, register: Register<'_>) -> Result<How> {
+        match &node.serving {
+            Serving::Passthrough(backing) => return Ok(How::Passthrough(backing.token.clone())),
+            Serving::Daemon => return Ok(How::Cached),
+            Serving::Idle => {}
+        }
+        let source = self.source(node, inode)?;
+        let backing = match source {
+            Source::Staging(name) => self.staging_backing(name, register)?,
+            Source::Blob(sum) => self.blob_backing(inode, &sum, register)?,
+        };
+        Ok(match backing {
+            Some(backing) => {
+                let token = backing.token.clone();
+                node.serving = Serving::Passthrough(backing);
+                How::Passthrough(token)
+            }
+            None => {
+                node.serving = Serving::Daemon;
+                How::Cached
+            }
+        })
+    }
+
+    fn staging_backing(&self, name: StagingName, register: Register<'_>) -> Result<Option<Backing>> {
+        if !self.passthrough() {
+            return Ok(None);
+        }
+        // The kernel opens the file anew with the flags of whoever opens it; a read-only descriptor of ours leaves no
+        // writer behind that would stand in the way of a lease.
+        let file = self.store.open_staging(name)?;
+        let file_ino = file.stat().map_err(Error::io(format!("stat staging file {name}")))?.file_ino;
+        Ok(self.register(file.as_fd(), register).map(|token| Backing { token, source: Source::Staging(name), file_ino, owns: None }))
+    }
+
+    /// Checks that the blob can be served, and takes its file for passthrough if that is free.
+    fn blob_backing(&self, inode: &Inode, sum: &Checksum, register: Register<'_>) -> Result<Option<Backing>> {
+        if inode.size == 0 {
+            return Ok(None);
+        }
+        let latch = self.store.latch(sum);
+        let blob = self.store.open_blob(sum, inode.size)?;
+        self.verify_at_open(inode, sum, &blob)?;
+        if !self.passthrough() || inode.size < PASSTHROUGH_BYTES_MIN || self.owners.lock().contains_key(sum) {
+            return Ok(None);
+        }
+        let file_ino = blob.file_ino();
+        let token = self.register(blob.as_fd(), register);
+        if token.is_some() {
+            self.owners.lock().insert(*sum, inode.ino);
+        }
+        drop(latch);
+        Ok(token.map(|token| Backing { token, source: Source::Blob(*sum), file_ino, owns: Some(*sum) }))
+    }
+
+    fn register(&self, file: BorrowedFd<'_>, register: Register<'_>) -> Option<Token> {
+        match register(file) {
+            Ok(token) => Some(token),
+            Err(error) => {
+                if !sys::is_shortage(&error) {
+                    self.disable_passthrough(format!("the kernel refuses it: {error}"));
+                }
+                None
+            }
+        }
+    }
+
+    fn verify_at_open(&self, inode: &Inode, sum: &Checksum, blob: &BlobFile) -> Result<()> {
+        let verify = self.settings_of(inode.ino)?.verify;
+        if verify == Verify::Never || verify == Verify::FirstOpen && self.verified.lock().contains(sum) {
+            return Ok(());
+        }
+        let digest = blob.digest(|| true).map_err(Error::io(format!("read blob {sum}")))?;
+        if digest.is_none_or(|digest| digest.checksum != *sum) {
+            self.report(format!("blob {sum}: altered bytes found when inode {} was opened", inode.ino));
+            return Err(Error::Altered(*sum));
+        }
+        self.verified.lock().insert(*sum);
+        Ok(())
+    }
+
+    /// setuid and setgid go when somebody without the privilege changes the bytes, and so do capabilities.
+    pub(super) fn drop_set_id_bits(&self, inode: &Inode) -> Result<()> {
+        let at = now();
+        let mode = Some(without_set_id_bits(inode.mode));
+        let mut changes =
+            vec![Change::Attr { ino: inode.ino, mode, uid: None, gid: None, atime: None, mtime: None, ctime: Some(at) }];
+        if self.index.xattr(inode.ino, acl::CAPABILITY)?.is_some() {
+            changes.push(Change::Xattr { ino: inode.ino, name: acl::CAPABILITY.to_vec(), value: None, ctime: at });
+        }
+        self.commit(&changes)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,54 @@
+//! read(2) and lseek(2) of files that are served through the daemon.
+
+use std::sync::Arc;
+
+use crate::change::Ino;
+use crate::sys::content as sys;
+use crate::vfs::descriptors::Reader;
+use crate::vfs::{Error, Result, Vfs};
+
+/// What lseek(2) looks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seek {
+    /// The next data.
+    Data,
+    /// The next hole.
+    Hole,
+}
+
+impl Vfs {
+    /// Reads into `buffer` from `offset`; fewer bytes only at the end of the file.
+    pub fn read(&self, ino: Ino, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        let reader = self.current_reader(ino)?;
+        let _gate = self.blob_reads.read();
+        reader.read_at(buffer, offset).map_err(Error::io(format!("read inode {ino} at {offset}")))
+    }
+
+    /// Offset of the next data or hole from `offset` on.
+    pub fn seek(&self, ino: Ino, offset: u64, what: Seek) -> Result<u64> {
+        let reader = self.current_reader(ino)?;
+        sys::seek(&*reader, offset, what == Seek::Hole)
+            .map_err(Error::io(format!("seek in inode {ino}")))?
+            .ok_or(Error::BeyondEnd)
+    }
+
+    /// A descriptor of the newest bytes.
+    pub(super) fn current_reader(&self, ino: Ino) -> Result<Arc<Reader>> {
+        // A seal may end and its staging file go between the two steps; then the row has changed, and the next try hits.
+        for _ in 0..3 {
+            let (source, size) = {
+                let mut node = self.nodes.lock(ino);
+                let inode = self.inode(ino)?;
+                self.materialise(&mut node, &inode)?;
+                (self.source(&node, &inode)?, inode.size)
+            };
+            match self.reader(source, size) {
+                Err(Error::Store(error)) if error.is_absent() => {}
+                other => return other,
+            }
+        }
+        let inode = self.inode(ino)?;
+        let node = self.nodes.lock(ino);
+        self.reader(self.source(&node, &inode)?, inode.size)
+    }
+}

@@ -1,0 +1,121 @@
+//! unlink(2), rmdir(2), and the end of what nobody can reach any more.
+
+use crate::change::{Change, Ino, Kind, ROOT};
+use crate::vfs::node::Locked;
+use crate::vfs::{Error, Result, Vfs, is_reserved, now};
+
+/// Orphans ended in one commit.
+const REAP_BATCH: usize = 256;
+
+impl Vfs {
+    /// Removes a name of anything but a directory.
+    pub fn unlink(&self, parent: Ino, name: &[u8]) -> Result<()> {
+        let inode = self.index.lookup(parent, name)?.ok_or(Error::NotFound)?;
+        if inode.kind == Kind::Directory {
+            return Err(Error::IsDirectory);
+        }
+        self.remove(parent, name, inode.ino, inode.nlink == 1)
+    }
+
+    /// Removes an empty directory.
+    pub fn remove_directory(&self, parent: Ino, name: &[u8]) -> Result<()> {
+        let inode = self.index.lookup(parent, name)?.ok_or(Error::NotFound)?;
+        if inode.kind != Kind::Directory {
+            return Err(Error::NotDirectory);
+        }
+        if is_reserved(inode.ino) {
+            return Err(Error::NotPermitted("a reserved directory"));
+        }
+        self.remove(parent, name, inode.ino, true)
+    }
+
+    fn remove(&self, parent: Ino, name: &[u8], ino: Ino, last: bool) -> Result<()> {
+        let mut node = last.then(|| self.nodes.lock(ino));
+        self.commit(&[Change::Remove { parent, name: name.to_vec(), ino, at: now() }])?;
+        if let Some(node) = &mut node {
+            self.orphaned(node);
+        }
+        if parent == ROOT {
+            self.forget_settings();
+        }
+        Ok(())
+    }
+
+    /// The last name of a locked inode is gone: it is not sealed any more, and ends when it is closed and forgotten.
+    pub(super) fn orphaned(&self, node: &mut Locked<'_>) {
+        node.orphan = true;
+        node.forgotten = false;
+        if let Some(sealing) = node.sealing.take() {
+            sealing.cancel();
+        }
+        if let Some(staged) = &mut node.staged {
+            self.uncount(staged);
+        }
+        self.atimes.lock().remove(&node.ino());
+    }
+
+    /// The kernel remembers this inode no more.
+    pub fn forget(&self, ino: Ino) {
+        if let Some(mut node) = self.nodes.existing(ino) {
+            node.forgotten = true;
+            if node.orphan && node.opens == 0 {
+                self.reapable.lock().push(ino);
+            }
+        }
+    }
+
+    /// Whether orphans wait to be ended.
+    pub fn has_reapable(&self) -> bool {
+        !self.reapable.lock().is_empty()
+    }
+
+    /// Ends orphans that are closed and forgotten; the answer is how many. A job does this.
+    pub fn reap(&self) -> Result<usize> {
+        let mut ended = 0;
+        loop {
+            let batch: Vec<Ino> = {
+                let mut reapable = self.reapable.lock();
+                let keep = reapable.len().saturating_sub(REAP_BATCH);
+                reapable.split_off(keep)
+            };
+            if batch.is_empty() {
+                return Ok(ended);
+            }
+            let mut nodes = Vec::with_capacity(batch.len());
+            let mut sorted = batch.clone();
+            sorted.sort_unstable();
+            sorted.dedup();
+            for ino in sorted {
+                let Some(mut node) = self.nodes.existing(ino) else { continue };
+                node.settle();
+                if node.orphan && node.opens == 0 {
+                    nodes.push(node);
+                }
+            }
+            let changes: Vec<Change> = nodes.iter().map(|node| Change::Reap { ino: node.ino() }).collect();
+            if changes.is_empty() {
+                continue;
+            }
+            let seq = match self.commit(&changes) {
+                Ok(seq) => seq,
+                Err(error) => {
+                    self.reapable.lock().extend(batch);
+                    return Err(error);
+                }
+            };
+            ended += nodes.len();
+            for node in &mut nodes {
+                node.orphan = false;
+                if let Some(staged) = node.staged.take() {
+                    match &staged.row.failed {
+                        Some(why) => self.keep_aside(staged.row.file, why),
+                        None => self.retire(seq, staged.row.file),
+                    }
+                }
+                if let Some(clone) = node.clone.take() {
+                    self.retire(seq, clone.file);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! rename(2): one commit, whatever moves.
+
+use crate::change::{Change, Ino, Inode, Kind, ROOT};
+use crate::vfs::node::Locked;
+use crate::vfs::{Error, Result, Vfs, check_new_name, is_reserved, now};
+
+/// Which rename.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flavour {
+    /// What stands at the new name is replaced.
+    Replace,
+    /// What stands at the new name stays, and the call fails.
+    NoReplace,
+    /// The two names swap what they name.
+    Exchange,
+}
+
+impl Vfs {
+    /// Moves `name` of `parent` to `new_name` of `new_parent`.
+    pub fn rename(
+        &self,
+        (parent, name): (Ino, &[u8]),
+        (new_parent, new_name): (Ino, &[u8]),
+        flavour: Flavour,
+    ) -> Result<()> {
+        check_new_name(new_parent, new_name)?;
+        let moved = self.index.lookup(parent, name)?.ok_or(Error::NotFound)?;
+        let there = self.index.lookup(new_parent, new_name)?;
+        if is_reserved(moved.ino) || there.as_ref().is_some_and(|inode| is_reserved(inode.ino)) {
+            return Err(Error::NotPermitted("a reserved directory"));
+        }
+        match (flavour, &there) {
+            (Flavour::NoReplace, Some(_)) => return Err(Error::Exists),
+            (Flavour::Exchange, None) => return Err(Error::NotFound),
+            _ => {}
+        }
+        if there.as_ref().is_some_and(|inode| inode.ino == moved.ino) {
+            return Ok(());
+        }
+        self.check_place(&moved, parent, new_parent)?;
+        if let (Flavour::Exchange, Some(there)) = (flavour, &there) {
+            self.check_place(there, new_parent, parent)?;
+        }
+        if let (Flavour::Replace, Some(there)) = (flavour, &there) {
+            match (moved.kind == Kind::Directory, there.kind == Kind::Directory) {
+                (true, false) => return Err(Error::NotDirectory),
+                (false, true) => return Err(Error::IsDirectory),
+                _ => {}
+            }
+        }
+        self.rename_locked((parent, name, &moved), (new_parent, new_name, there.as_ref()), flavour)?;
+        if parent == ROOT || new_parent == ROOT {
+            self.forget_settings();
+        }
+        Ok(())
+    }
+
+    fn check_place(&self, moved: &Inode, parent: Ino, new_parent: Ino) -> Result<()> {
+        if moved.kind == Kind::Directory || parent == new_parent {
+            return Ok(());
+        }
+        if new_parent == ROOT {
+            return Err(Error::NotPermitted("only directories stand at the top of the tree: they are the repositories"));
+        }
+        if moved.nlink > 1 && self.index.repository(parent)? != self.index.repository(new_parent)? {
+            return Err(Error::CrossRepository);
+        }
+        Ok(())
+    }
+
+    fn rename_locked(
+        &self,
+        (parent, name, moved): (Ino, &[u8], &Inode),
+        (new_parent, new_name, there): (Ino, &[u8], Option<&Inode>),
+        flavour: Flavour,
+    ) -> Result<()> {
+        let at = now();
+        let (name, new_name) = (name.to_vec(), new_name.to_vec());
+        let Some(there) = there else {
+            let cookie = self.index.next_number()?;
+            let ino = moved.ino;
+            self.commit(&[Change::Rename { parent, name, new_parent, new_name, cookie, ino, replaced: None, at }])?;
+            return Ok(());
+        };
+        let (mut moved_node, mut there_node) = self.nodes.lock_two(moved.ino, there.ino);
+        // Write-temporary-and-rename must not leave an empty file after a power cut: the bytes go to the disk first.
+        let mut changes = Vec::with_capacity(3);
+        self.force_before_rename(&mut moved_node, &mut changes)?;
+        if flavour == Flavour::Exchange {
+            self.force_before_rename(&mut there_node, &mut changes)?;
+            let (ino, new_ino) = (moved.ino, there.ino);
+            changes.push(Change::Exchange { parent, name, ino, new_parent, new_name, new_ino, at });
+            self.commit(&changes)?;
+            return Ok(());
+        }
+        let cookie = self.index.next_number()?;
+        let (ino, replaced) = (moved.ino, Some(there.ino));
+        changes.push(Change::Rename { parent, name, new_parent, new_name, cookie, ino, replaced, at });
+        self.commit(&changes)?;
+        if there.kind == Kind::Directory || there.nlink == 1 {
+            self.orphaned(&mut there_node);
+        }
+        Ok(())
+    }
+
+    fn force_before_rename(&self, node: &mut Locked<'_>, changes: &mut Vec<Change>) -> Result<()> {
+        node.settle();
+        if node.clone.is_some() {
+            if let Some(inode) = self.index.inode(node.ino())? {
+                self.materialise(node, &inode)?;
+            }
+        }
+        let writers = node.writers;
+        let Some(staged) = &mut node.staged else { return Ok(()) };
+        if staged.row.forced && writers == 0 || staged.row.failed.is_some() {
+            return Ok(());
+        }
+        let mut row = staged.row.clone();
+        self.store.force_staging(&[row.file])?;
+        if !row.forced {
+            row.forced = true;
+            changes.push(Change::Stage(row.clone()));
+            staged.row = row;
+        }
+        Ok(())
+    }
+}

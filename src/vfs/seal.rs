@@ -1,0 +1,596 @@
+//! From staging file to blob: leased, hashed, put, committed, in this order, some time after the last writer closed.
+//!
+//! Hashing happens without any lock; a writer that comes meanwhile cancels it. Between `put` and the commit the node is
+//! marked `putting` and writers wait, readers do not. The staging file keeps its name until the commit is durable, and
+//! longer while the kernel serves it by passthrough (`open::end_serving`).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use crate::change::{Change, Ino, Nanos, StagingName};
+use crate::checksum::{Checksum, Digest};
+use crate::filestore::{Latch, Staged as ToPut};
+use crate::sys::lease::{Lease, read_lease};
+use crate::vfs::node::{Locked, Serving, Source};
+use crate::vfs::stage::UNTOUCHED;
+use crate::vfs::{Error, Result, Vfs};
+
+/// How long a file stays Closed before it is sealed unasked: most of what a build writes is gone by then.
+pub const SEAL_AFTER: Duration = Duration::from_millis(1000);
+
+/// Most files sealed with one force and one commit.
+pub const SEAL_BATCH: usize = 128;
+
+/// Most bytes hashed before they are put, so that small files do not wait for a large one.
+const SEAL_BATCH_BYTES: u64 = 256 << 20;
+
+/// How often, and with what pause, a lease is tried: the kernel lets go of a closed file a little later than it says.
+const LEASE_TRIES: u32 = 8;
+const LEASE_PAUSE: Duration = Duration::from_micros(100);
+
+/// Longest pause between two tries to seal a file.
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// A seal that is hashing.
+#[derive(Debug, Default)]
+pub struct Sealing {
+    cancelled: AtomicBool,
+    lease: Mutex<Option<Lease>>,
+}
+
+impl Sealing {
+    /// Ends it, and gives back the lease before anybody can open the file for writing.
+    pub fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Release);
+        self.lease.lock().take();
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Acquire)
+    }
+}
+
+/// A file that was hashed and waits for its put.
+struct Hashed {
+    ino: Ino,
+    file: StagingName,
+    digest: Digest,
+    mtime: Nanos,
+    ctime: Nanos,
+    sealing: Arc<Sealing>,
+}
+
+impl Vfs {
+    /// Files that have been closed for `age`, oldest first, at most `limit`.
+    pub fn sealable(&self, age: Duration, limit: usize) -> Vec<Ino> {
+        if self.backlog.files.load(Ordering::Relaxed) == 0 {
+            return Vec::new();
+        }
+        let mut ready: Vec<(Instant, Ino)> = Vec::new();
+        for ino in self.nodes.inos() {
+            let Some(node) = self.nodes.existing(ino) else { continue };
+            let Some(staged) = &node.staged else { continue };
+            let Some(closed) = staged.closed else { continue };
+            if node.writers > 0 || node.orphan || node.putting || staged.row.failed.is_some() {
+                continue;
+            }
+            let pause = if staged.attempts == 0 {
+                age
+            } else {
+                SEAL_AFTER.saturating_mul(1 << staged.attempts.min(6)).min(RETRY_PAUSE_MAX).max(age)
+            };
+            if closed.elapsed() >= pause {
+                ready.push((closed, ino));
+            }
+        }
+        ready.sort_unstable();
+        ready.truncate(limit);
+        ready.into_iter().map(|(_, ino)| ino).collect()
+    }
+
+    /// Seals a Closed file now; a file that is Dirty, or sealed already, is left alone.
+    pub fn seal_if_closed(&self, ino: Ino) -> Result<()> {
+        for _ in 0..50 {
+            {
+                let Some(mut node) = self.nodes.existing(ino) else { return Ok(()) };
+                node.settle();
+                let Some(staged) = &node.staged else { return Ok(()) };
+                if staged.closed.is_none() || node.writers > 0 || node.orphan {
+                    return Ok(());
+                }
+                if let Some(why) = &staged.row.failed {
+                    return Err(Error::Failed { ino, why: why.clone() });
+                }
+            }
+            self.seal(&[ino])?;
+            // Somebody else may be hashing it, or a mapping may still be writable for a moment.
+            let waiting = self.nodes.existing(ino).is_some_and(|n| n.sealing.is_some());
+            if !waiting {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// Seals what can be sealed of `inos`; the answer is how many were. An error is of the first that failed; the files it
+    /// concerns stay Closed and are tried again.
+    pub fn seal(&self, inos: &[Ino]) -> Result<usize> {
+        let mut sealed = 0;
+        let mut failure = None;
+        let mut hashed = Vec::new();
+        let mut bytes = 0;
+        for ino in inos {
+            match self.hash(*ino) {
+                Ok(Some(one)) => {
+                    bytes += one.digest.size;
+                    hashed.push(one);
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    self.postpone(*ino);
+                    failure.get_or_insert(error);
+                }
+            }
+            if bytes > SEAL_BATCH_BYTES {
+                sealed += self.put_and_commit(std::mem::take(&mut hashed), &mut failure);
+                bytes = 0;
+            }
+        }
+        sealed += self.put_and_commit(hashed, &mut failure);
+        failure.map_or(Ok(sealed), Err)
+    }
+
+    /// Leases and hashes one Closed file; `None` when there is nothing to put.
+    fn hash(&self, ino: Ino) -> Result<Option<Hashed>> {
+        let (file, sealing) = {
+            let Some(mut node) = self.nodes.existing(ino) else { return Ok(None) };
+            if node.putting || node.sealing.is_some() || node.writers > 0 || node.orphan {
+                return Ok(None);
+            }
+            let Some(staged) = &node.staged else { return Ok(None) };
+            if staged.closed.is_none() || staged.row.failed.is_some() {
+                return Ok(None);
+            }
+            let file = staged.row.file;
+            self.descriptors.close_writer(file);
+            let sealing = Arc::new(Sealing::default());
+            node.sealing = Some(sealing.clone());
+            (file, sealing)
+        };
+        let result = self.lease_and_hash(ino, file, &sealing);
+        if !matches!(result, Ok(Some(_))) {
+            sealing.cancel();
+            if let Some(mut node) = self.nodes.existing(ino) {
+                if node.sealing.as_ref().is_some_and(|s| Arc::ptr_eq(s, &sealing)) {
+                    node.sealing = None;
+                }
+            }
+        }
+        let found = result?;
+        Ok(found.map(|(digest, mtime, ctime)| Hashed { ino, file, digest, mtime, ctime, sealing }))
+    }
+
+    fn lease_and_hash(
+        &self,
+        ino: Ino,
+        file: StagingName,
+        sealing: &Sealing,
+    ) -> Result<Option<(Digest, Nanos, Nanos)>> {
+        if !self.lease(file, sealing)? {
+            self.postpone(ino);
+            return Ok(None);
+        }
+        if self.revert_unchanged(ino, file)? {
+            return Ok(None);
+        }
+        let reader = self.store.open_staging(file)?;
+        let what = || Error::io(format!("read staging file {file}"));
+        let Some(digest) = reader.digest(|| !sealing.is_cancelled()).map_err(what())? else { return Ok(None) };
+        let Some(node) = self.nodes.existing(ino) else { return Ok(None) };
+        let Some(staged) = &node.staged else { return Ok(None) };
+        if sealing.is_cancelled() || staged.row.file != file {
+            return Ok(None);
+        }
+        let version = self.staged_version(&node, &self.inode(ino)?, staged)?;
+        if version.size != digest.size {
+            return Ok(None);
+        }
+        Ok(Some((digest, version.mtime, version.ctime)))
+    }
+
+    /// Whether nobody can write the file any more; holds the lease in `sealing`.
+    fn lease(&self, file: StagingName, sealing: &Sealing) -> Result<bool> {
+        for _ in 0..LEASE_TRIES {
+            let reader = self.store.open_staging(file)?;
+            let mut lease = sealing.lease.lock();
+            if sealing.is_cancelled() {
+                return Ok(false);
+            }
+            *lease = read_lease(reader).map_err(Error::io(format!("take a lease on staging file {file}")))?;
+            if lease.is_some() {
+                return Ok(true);
+            }
+            drop(lease);
+            std::thread::sleep(LEASE_PAUSE);
+        }
+        Ok(false)
+    }
+
+    /// A file that was opened for writing and not written goes back to its blob without being read.
+    fn revert_unchanged(&self, ino: Ino, file: StagingName) -> Result<bool> {
+        let Some(mut node) = self.nodes.existing(ino) else { return Ok(false) };
+        let inode = self.inode(ino)?;
+        let Some(staged) = &node.staged else { return Ok(false) };
+        let stat = self.store.stat_staging(file)?;
+        if staged.fresh
+            || staged.row.file != file
+            || stat.mtime != UNTOUCHED
+            || stat.size != inode.size
+            || stat.links != 1
+            || matches!(node.serving, Serving::Passthrough(_))
+            || node.writers > 0
+        {
+            return Ok(false);
+        }
+        let (mtime, ctime) = (staged.row.mtime, staged.row.ctime.max(inode.ctime));
+        let mut changes = Vec::with_capacity(2);
+        if (mtime, ctime) != (inode.mtime, inode.ctime) {
+            let (mtime, ctime) = (Some(mtime), Some(ctime));
+            changes.push(Change::Attr { ino, mode: None, uid: None, gid: None, atime: None, mtime, ctime });
+        }
+        changes.push(Change::Unstage { ino });
+        let seq = self.commit(&changes)?;
+        if let Some(mut staged) = node.staged.take() {
+            self.uncount(&mut staged);
+        }
+        node.sealing = None;
+        self.retire(seq, file);
+        Ok(true)
+    }
+
+    /// Puts and commits a batch; files that cannot be sealed for good are marked, the rest stay Closed on failure.
+    ///
+    /// All nodes are marked before the first latch is taken: whoever holds a node that is not marked may wait for a latch.
+    fn put_and_commit(&self, batch: Vec<Hashed>, failure: &mut Option<Error>) -> usize {
+        let mut by_sum: BTreeMap<Checksum, Vec<Hashed>> = BTreeMap::new();
+        for one in batch {
+            if self.begin_put(&one) {
+                by_sum.entry(one.digest.checksum).or_default().push(one);
+            }
+        }
+        let latches = self.store.latch_all(by_sum.keys().copied());
+        let mut accepted: Vec<Hashed> = Vec::new();
+        for (latch, (sum, files)) in latches.iter().zip(by_sum) {
+            let first = accepted.len();
+            for one in files {
+                let verdict = match accepted.get(first) {
+                    Some(twin) if twin.digest != one.digest => Ok(Some(collision(&sum))),
+                    _ => self.clear_for_put(latch, &one.digest),
+                };
+                match verdict {
+                    Ok(None) => accepted.push(one),
+                    Ok(Some(why)) => self.fail_seal(one.ino, &why),
+                    Err(error) => {
+                        self.abandon(&one);
+                        failure.get_or_insert(error);
+                    }
+                }
+            }
+        }
+        match self.put_accepted(&accepted) {
+            Ok(()) => accepted.len(),
+            Err(error) => {
+                for one in &accepted {
+                    self.abandon(one);
+                }
+                failure.get_or_insert(error);
+                0
+            }
+        }
+    }
+
+    fn put_accepted(&self, accepted: &[Hashed]) -> Result<()> {
+        if accepted.is_empty() {
+            return Ok(());
+        }
+        let to_put: Vec<(Checksum, ToPut)> = accepted
+            .iter()
+            .filter(|one| one.digest.size > 0)
+            .map(|one| (one.digest.checksum, ToPut { name: one.file, size: one.digest.size }))
+            .collect();
+        self.store.put(&to_put)?;
+        let changes: Vec<Change> = accepted
+            .iter()
+            .map(|one| Change::Content {
+                ino: one.ino,
+                checksum: one.digest.checksum,
+                size: one.digest.size,
+                blake3: Some(one.digest.blake3),
+                mtime: one.mtime,
+                ctime: one.ctime,
+            })
+            .collect();
+        let seq = self.commit(&changes)?;
+        for one in accepted {
+            self.end_put(one, seq);
+        }
+        Ok(())
+    }
+
+    /// Marks a file as being put; false when a writer came first.
+    fn begin_put(&self, one: &Hashed) -> bool {
+        let Some(mut node) = self.nodes.existing(one.ino) else { return false };
+        let current = node.staged.as_ref().is_some_and(|s| s.row.file == one.file && s.closed.is_some());
+        if one.sealing.is_cancelled() || !current || node.writers > 0 || node.orphan {
+            one.sealing.cancel();
+            node.sealing = None;
+            return false;
+        }
+        node.putting = true;
+        node.sealing = None;
+        // From here on nobody can open it for writing, and the mode change of the put needs no lease.
+        one.sealing.cancel();
+        true
+    }
+
+    fn end_put(&self, one: &Hashed, seq: u64) {
+        let Some(mut node) = self.nodes.existing(one.ino) else { return };
+        if let Some(mut staged) = node.staged.take() {
+            self.uncount(&mut staged);
+        }
+        let served = match &node.serving {
+            Serving::Passthrough(backing) => backing.source == Source::Staging(one.file),
+            _ => false,
+        };
+        if served {
+            self.own_if_blob(&mut node, one);
+        } else {
+            self.retire(seq, one.file);
+        }
+        self.queue_digests(one.digest.checksum);
+        node.settled();
+    }
+
+    /// A file that is served by passthrough and has become the blob's own file must not serve another inode.
+    fn own_if_blob(&self, node: &mut Locked<'_>, one: &Hashed) {
+        let linked = self.store.stat_staging(one.file).is_ok_and(|stat| stat.links > 1);
+        if let (true, Serving::Passthrough(backing)) = (linked, &mut node.serving) {
+            backing.owns = Some(one.digest.checksum);
+            self.owners.lock().insert(one.digest.checksum, one.ino);
+        }
+    }
+
+    /// A file whose put did not happen stays Closed and is tried again later.
+    fn abandon(&self, one: &Hashed) {
+        one.sealing.cancel();
+        if let Some(mut node) = self.nodes.existing(one.ino) {
+            node.sealing = None;
+            node.settled();
+        }
+        self.postpone(one.ino);
+    }
+
+    fn postpone(&self, ino: Ino) {
+        if let Some(staged) = self.nodes.existing(ino).as_mut().and_then(|node| node.staged.as_mut()) {
+            staged.attempts = staged.attempts.saturating_add(1);
+            if staged.closed.is_some() {
+                staged.closed = Some(Instant::now());
+            }
+        }
+    }
+
+    /// Why these bytes cannot be stored under their name, as far as the index knows; `None` when they can.
+    pub(super) fn collides(&self, digest: &Digest) -> Result<Option<String>> {
+        let known = self.index.blob(&digest.checksum)?.and_then(|row| Some((row.size, row.blake3?)));
+        Ok(known.filter(|known| *known != (digest.size, digest.blake3)).map(|_| collision(&digest.checksum)))
+    }
+
+    /// As `collides`, before a put. Where the index cannot tell (a blob that was adopted and never read, or left behind by
+    /// a put that was not committed), the stored bytes do; what is not what its name says makes room.
+    fn clear_for_put(&self, latch: &Latch<'_>, digest: &Digest) -> Result<Option<String>> {
+        let sum = &digest.checksum;
+        if self.index.blob(sum)?.is_some_and(|row| row.blake3.is_some()) {
+            return self.collides(digest);
+        }
+        let Some(size) = self.store.stat_blob(sum)? else { return Ok(None) };
+        let blob = self.store.open_blob(sum, size)?;
+        let what = Error::io(format!("read blob {sum}"));
+        match blob.digest(|| true).map_err(what)? {
+            Some(found) if found.checksum == *sum => Ok((found != *digest).then(|| collision(sum))),
+            _ => {
+                self.store.remove_blob(latch)?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// The bytes of a file can never be sealed: they stay, the path answers EIO, and `status` says why.
+    fn fail_seal(&self, ino: Ino, why: &str) {
+        let Some(mut node) = self.nodes.existing(ino) else { return };
+        if let Some(sealing) = node.sealing.take() {
+            sealing.cancel();
+        }
+        let Some(staged) = &mut node.staged else { return };
+        let mut row = staged.row.clone();
+        row.failed = Some(why.to_owned());
+        if let Err(error) = self.commit(&[Change::Stage(row.clone())]) {
+            tracing::error!("inode {ino}: cannot record that its bytes cannot be sealed ({why}): {error}");
+        }
+        staged.row = row;
+        let mut name = None;
+        if let Some(staged) = node.staged.as_mut() {
+            self.uncount(staged);
+            name = Some(staged.row.file);
+        }
+        node.settled();
+        self.report(format!(
+            "inode {ino}: its bytes cannot be stored ({why}); they are kept in staging file {}, see `depotfs blob rescue`",
+            name.map_or_else(String::new, |name| name.to_string())
+        ));
+    }
+
+    /// Keeps bytes that the tree no longer refers to, for whoever asks in the next days.
+    pub(super) fn keep_aside(&self, file: StagingName, why: &str) {
+        self.descriptors.forget_staging(file);
+        match self.store.set_aside(file, why) {
+            Ok(path) => self.report(format!("bytes set aside as {}: {why}", path.display())),
+            Err(error) => tracing::error!("staging file {file} cannot be set aside ({why}): {error}"),
+        }
+    }
+
+    /// Something an operator should know, for the log and `status`.
+    pub(super) fn report(&self, line: String) {
+        tracing::error!("{line}");
+        let mut reports = self.reports.lock();
+        if reports.len() < REPORTS_MAX {
+            reports.push(line);
+        }
+    }
+
+    /// Forces Closed files that are older than `age`, and open ones whose last force is older than `open_age`, then the
+    /// index; unlinks what only undurable commits stopped naming. A job does this.
+    pub fn force(&self, age: Duration, open_age: Duration) -> Result<()> {
+        let mut due: Vec<(Ino, StagingName)> = Vec::new();
+        for ino in self.nodes.inos() {
+            let Some(node) = self.nodes.existing(ino) else { continue };
+            let Some(staged) = &node.staged else { continue };
+            if node.orphan || node.putting || staged.row.failed.is_some() || node.clone.is_some() {
+                continue;
+            }
+            let due_now = match staged.closed {
+                Some(closed) => !staged.row.forced && closed.elapsed() >= age,
+                None => staged.forced_at.elapsed() >= open_age,
+            };
+            if due_now {
+                due.push((ino, staged.row.file));
+            }
+        }
+        let mut failure = None;
+        for part in due.chunks(SEAL_BATCH) {
+            if let Err(error) = self.force_some(part) {
+                failure.get_or_insert(error);
+            }
+        }
+        self.sync_index()?;
+        self.release_retired();
+        failure.map_or(Ok(()), Err)
+    }
+
+    fn force_some(&self, files: &[(Ino, StagingName)]) -> Result<()> {
+        // A file may be sealed or gone since the list was made: then its name is, and one by one finds out which.
+        let names: Vec<StagingName> = files.iter().map(|(_, name)| *name).collect();
+        let forced: Vec<(Ino, StagingName)> = match self.store.force_staging(&names) {
+            Ok(()) => files.to_vec(),
+            Err(_) => {
+                let mut forced = Vec::new();
+                for (ino, name) in files {
+                    match self.store.force_staging(&[*name]) {
+                        Ok(()) => forced.push((*ino, *name)),
+                        Err(error) if error.is_absent() => {}
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+                forced
+            }
+        };
+        let mut changes = Vec::new();
+        let mut locked = Vec::new();
+        for (ino, name) in forced {
+            let Some(mut node) = self.nodes.existing(ino) else { continue };
+            if node.putting {
+                continue;
+            }
+            let Some(staged) = &mut node.staged else { continue };
+            staged.forced_at = Instant::now();
+            // A file that was reopened meanwhile has bytes that were not forced, but those of its last close were.
+            if staged.row.file == name && !staged.row.forced {
+                let mut row = staged.row.clone();
+                row.forced = true;
+                changes.push(Change::Stage(row));
+                staged.row.forced = true;
+                locked.push(ino);
+            }
+        }
+        if !changes.is_empty() {
+            if let Err(error) = self.commit(&changes) {
+                for ino in locked {
+                    if let Some(staged) = self.nodes.existing(ino).as_mut().and_then(|n| n.staged.as_mut()) {
+                        staged.row.forced = false;
+                    }
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Unlinks staging files whose end is durable.
+    pub(super) fn release_retired(&self) {
+        let durable = self.index.durable_seq();
+        let done = {
+            let mut retired = self.retired.lock();
+            let later = retired.split_off(&(durable + 1));
+            std::mem::replace(&mut *retired, later)
+        };
+        for name in done.into_values().flatten() {
+            self.give_up_staging(name);
+        }
+    }
+
+    /// Seals and forces everything that is closed; the answer is what is left. `depotfs flush` and the stop of the daemon.
+    pub fn flush_all(&self, deadline: Instant) -> Result<u64> {
+        let mut failure = None;
+        loop {
+            let batch = self.sealable_at_once();
+            let before = batch.len();
+            let mut sealed = 0;
+            for part in batch.chunks(SEAL_BATCH) {
+                match self.seal(part) {
+                    Ok(n) => sealed += n,
+                    Err(error) => {
+                        failure.get_or_insert(error);
+                    }
+                }
+            }
+            if before == 0 || (sealed == 0 && failure.is_some()) || Instant::now() >= deadline {
+                break;
+            }
+            if sealed == 0 {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        self.force(Duration::ZERO, Duration::ZERO)?;
+        self.reap()?;
+        self.write_atimes()?;
+        self.sync_index()?;
+        self.release_retired();
+        match failure {
+            Some(error) => Err(error),
+            None => Ok(self.backlog.files.load(Ordering::Relaxed)),
+        }
+    }
+
+    fn sealable_at_once(&self) -> Vec<Ino> {
+        let closed = |ino: &Ino| {
+            self.nodes.existing(*ino).is_some_and(|node| {
+                let waits = node.staged.as_ref().is_some_and(|s| s.closed.is_some() && s.row.failed.is_none());
+                waits && node.writers == 0 && !node.orphan
+            })
+        };
+        let mut inos: Vec<Ino> = self.nodes.inos().into_iter().filter(closed).collect();
+        inos.sort_unstable();
+        inos
+    }
+}
+
+/// Lines kept for `status`.
+const REPORTS_MAX: usize = 1000;
+
+fn collision(sum: &Checksum) -> String {
+    format!("another content with the checksum {sum} is stored already (a collision)")
+}

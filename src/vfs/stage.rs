@@ -1,0 +1,249 @@
+//! From a blob to a staging file: what happens before the first write, and how the staged version looks meanwhile.
+//!
+//! The staging file itself carries the size and, once a write moved it, the mtime of the staged version. As long as its
+//! mtime is [`UNTOUCHED`], no write came since the times in the `staged` row were set.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crate::change::{Change, Inode, Kind, Nanos, StagedRow, StagingName};
+use crate::checksum::Checksum;
+use crate::filestore::{self, StagingWriter};
+use crate::sys::content as sys;
+use crate::vfs::descriptors::Reader;
+use crate::vfs::node::{Locked, Serving, Source, Staged};
+use crate::vfs::{Error, Result, Vfs};
+
+/// mtime of a staging file that no write touched since the times of its version were set: one second after 1970, which no
+/// write can leave behind, on file systems that keep whole seconds only as well.
+pub const UNTOUCHED: Nanos = 1_000_000_000;
+
+/// How the newest version of a file looks from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Version {
+    /// Bytes.
+    pub size: u64,
+    /// Of 512 bytes, allocated.
+    pub blocks: u64,
+    /// Last change of the bytes.
+    pub mtime: Nanos,
+    /// Last change of anything.
+    pub ctime: Nanos,
+}
+
+impl Vfs {
+    /// How the staged version of `inode` looks now.
+    pub(super) fn staged_version(&self, node: &Locked<'_>, inode: &Inode, staged: &Staged) -> Result<Version> {
+        let row = &staged.row;
+        if let Some(clone) = &node.clone {
+            let blocks = clone.covered.div_ceil(512);
+            return Ok(Version { size: clone.covered, blocks, mtime: row.mtime, ctime: row.ctime.max(inode.ctime) });
+        }
+        let stat = self.store.stat_staging(row.file)?;
+        let ctime = inode.ctime.max(row.ctime);
+        let (mtime, ctime) =
+            if stat.mtime == UNTOUCHED { (row.mtime, ctime) } else { (stat.mtime, ctime.max(stat.mtime)) };
+        Ok(Version { size: stat.size, blocks: stat.blocks, mtime, ctime })
+    }
+
+    /// Where the daemon reads the bytes of `inode` now.
+    pub(super) fn source(&self, node: &Locked<'_>, inode: &Inode) -> Result<Source> {
+        if let Some(staged) = &node.staged {
+            if let Some(why) = &staged.row.failed {
+                return Err(Error::Failed { ino: inode.ino, why: why.clone() });
+            }
+            return Ok(Source::Staging(staged.row.file));
+        }
+        match inode.checksum {
+            Some(sum) => Ok(Source::Blob(sum)),
+            None => Err(Error::Stale(inode.ino)),
+        }
+    }
+
+    /// A descriptor to read `source` through, from the cache. `size` is what the index says of a blob.
+    pub(super) fn reader(&self, source: Source, size: u64) -> Result<Arc<Reader>> {
+        Ok(self.descriptors.reader(source, || self.open_source(source, size))?)
+    }
+
+    /// A descriptor of its own for `source`.
+    pub(super) fn open_source(&self, source: Source, size: u64) -> std::result::Result<Reader, filestore::Error> {
+        Ok(match source {
+            Source::Blob(sum) => Reader::Blob(self.store.open_blob(&sum, size)?),
+            Source::Staging(name) => Reader::Staging(self.store.open_staging(name)?),
+        })
+    }
+
+    /// A descriptor to write a staging file through, from the cache.
+    pub(super) fn writer(&self, name: StagingName) -> Result<Arc<StagingWriter>> {
+        Ok(self.descriptors.writer(name, || self.store.open_staging_writer(name))?)
+    }
+
+    /// Makes the bytes of a locked file writable in a staging file, keeping the first `keep` of them.
+    ///
+    /// Whatever the kernel holds open of the file goes on showing its bytes, and shows what is written from now on.
+    pub(super) fn make_dirty(&self, node: &mut Locked<'_>, inode: &Inode, keep: u64) -> Result<()> {
+        if self.options.read_only {
+            return Err(Error::ReadOnly);
+        }
+        if inode.kind != Kind::File {
+            return Err(Error::Invalid("not a regular file"));
+        }
+        node.settle();
+        if let Some(sealing) = node.sealing.take() {
+            sealing.cancel();
+        }
+        self.materialise(node, inode)?;
+        if let Some(staged) = &mut node.staged {
+            if let Some(why) = &staged.row.failed {
+                return Err(Error::Failed { ino: inode.ino, why: why.clone() });
+            }
+            return self.make_private(node, inode);
+        }
+        let sum = inode.checksum.ok_or(Error::Stale(inode.ino))?;
+        let file = match &node.serving {
+            Serving::Idle | Serving::Daemon => self.copy_for_writing(&sum, inode.size, keep)?,
+            Serving::Passthrough(backing) => {
+                let name = match backing.source {
+                    Source::Staging(name) => name,
+                    Source::Blob(_) => self.next_staging()?,
+                };
+                self.take_over(&sum, name, backing.file_ino)?;
+                name
+            }
+        };
+        let row = self.staged_row(inode, file);
+        if let Err(error) = self.commit(&[Change::Stage(row.clone())]) {
+            if matches!(node.serving, Serving::Idle | Serving::Daemon) {
+                self.give_up_staging(file);
+            }
+            return Err(error);
+        }
+        if let Serving::Passthrough(backing) = &mut node.serving {
+            backing.source = Source::Staging(file);
+            if let Some(owned) = backing.owns.take() {
+                self.owners.lock().remove(&owned);
+            }
+        }
+        let mut staged = Staged::new(row);
+        staged.fresh = keep < inode.size;
+        node.staged = Some(staged);
+        Ok(())
+    }
+
+    /// The `staged` row of a version that starts as `inode` is.
+    pub(super) fn staged_row(&self, inode: &Inode, file: StagingName) -> StagedRow {
+        let id = &self.options.mount_id;
+        StagedRow {
+            ino: inode.ino,
+            file,
+            boot: id.boot,
+            mount: id.mount,
+            forced: false,
+            checksum: None,
+            mtime: inode.mtime,
+            ctime: inode.ctime,
+            failed: None,
+        }
+    }
+
+    /// A staging file with the first bytes of a blob.
+    fn copy_for_writing(&self, sum: &Checksum, size: u64, keep: u64) -> Result<StagingName> {
+        let name = self.next_staging()?;
+        let keep = keep.min(size);
+        let writer =
+            if keep == 0 { self.store.stage(name)? } else { self.store.stage_from(name, sum, keep)? };
+        sys::set_mtime(&writer, UNTOUCHED).map_err(Error::io(format!("set the time of staging file {name}")))?;
+        Ok(name)
+    }
+
+    /// Makes the file that the kernel serves by passthrough, a blob's own file perhaps, a staging file of one name.
+    fn take_over(&self, sum: &Checksum, name: StagingName, file_ino: u64) -> Result<()> {
+        let latch = self.store.latch(sum);
+        self.store.detach(&latch, name)?;
+        // Readers of other inodes that hold the old file in the cache must not see what is written to it.
+        {
+            let _gate = self.blob_reads.write();
+            self.descriptors.forget_blob(sum);
+        }
+        let writer = self.store.open_staging_writer(name)?;
+        let found = writer.stat().map_err(Error::io(format!("stat staging file {name}")))?;
+        if found.file_ino != file_ino {
+            // Somebody put another file under the blob's name while the first was open: the kernel's is out of reach.
+            self.give_up_staging(name);
+            return Err(Error::Swapped(*sum));
+        }
+        sys::set_mtime(&writer, UNTOUCHED).map_err(Error::io(format!("set the time of staging file {name}")))
+    }
+
+    /// Sees to it that a staging file has one name: a put that was not committed may have left it linked as a blob.
+    fn make_private(&self, node: &mut Locked<'_>, inode: &Inode) -> Result<()> {
+        let Some(staged) = &mut node.staged else { return Ok(()) };
+        let name = staged.row.file;
+        if self.store.stat_staging(name)?.links == 1 {
+            return Ok(());
+        }
+        let reader = self.store.open_staging(name)?;
+        let digest = reader.digest(|| true).map_err(Error::io(format!("read staging file {name}")))?;
+        let digest = digest.ok_or(Error::Stale(inode.ino))?;
+        let latch = self.store.latch(&digest.checksum);
+        self.store.detach(&latch, name)?;
+        self.descriptors.forget_blob(&digest.checksum);
+        Ok(())
+    }
+
+    /// Unlinks a staging file that no committed row names.
+    pub(super) fn give_up_staging(&self, name: StagingName) {
+        self.descriptors.forget_staging(name);
+        if let Err(error) = self.store.discard(name) {
+            tracing::warn!("a staging file without use stays until the next start: {error}");
+        }
+    }
+
+    /// Counts a file that was closed for writing into the backlog, and lets it wait for its seal.
+    pub(super) fn close_staged(&self, node: &mut Locked<'_>) {
+        let Some(staged) = &mut node.staged else { return };
+        let name = staged.row.file;
+        self.descriptors.close_writer(name);
+        staged.closed = Some(Instant::now());
+        staged.attempts = 0;
+        let bytes = self.store.stat_staging(name).map_or(0, |stat| stat.size);
+        if staged.counted.replace(bytes).is_none() {
+            self.backlog.files.fetch_add(1, Ordering::Relaxed);
+            self.backlog.bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes a file out of the backlog: sealed, reopened or gone.
+    pub(super) fn uncount(&self, staged: &mut Staged) {
+        if let Some(bytes) = staged.counted.take() {
+            self.backlog.files.fetch_sub(1, Ordering::Relaxed);
+            self.backlog.bytes.fetch_sub(bytes, Ordering::Relaxed);
+            self.backlog.less.notify_all();
+        }
+    }
+
+    /// Waits while too much waits to be sealed; before any lock is taken.
+    pub(super) fn wait_for_backlog(&self) -> Result<()> {
+        let full = || {
+            self.backlog.files.load(Ordering::Relaxed) >= self.options.backlog_files_max
+                || self.backlog.bytes.load(Ordering::Relaxed) >= self.options.backlog_bytes_max
+        };
+        if !full() {
+            return Ok(());
+        }
+        let deadline = Instant::now() + BACKLOG_WAIT_MAX;
+        let mut gate = self.backlog.gate.lock();
+        while full() {
+            if Instant::now() >= deadline {
+                return Err(Error::Backlog);
+            }
+            self.backlog.less.wait_for(&mut gate, Duration::from_millis(100));
+        }
+        Ok(())
+    }
+}
+
+/// How long a writer waits for the backlog before it is told that there is no room.
+const BACKLOG_WAIT_MAX: Duration = Duration::from_secs(60);
+

@@ -1,0 +1,109 @@
+//! Extended attributes, those that the file system makes up among them.
+
+use crate::change::{Change, Ino, Kind};
+use crate::vfs::caller::S_ISGID;
+use crate::vfs::{Caller, Error, Result, Vfs, acl, now};
+
+/// Attributes with this prefix are made up: read-only, not listed, and setting them does nothing.
+pub const MADE_UP: &[u8] = b"user.depotfs.";
+
+/// Longest value, as elsewhere in Linux.
+const VALUE_BYTES_MAX: usize = 65_536;
+/// Longest name.
+const NAME_BYTES_MAX: usize = 255;
+
+/// Whether setxattr(2) may make or replace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetMode {
+    /// Either.
+    Any,
+    /// Only make.
+    Create,
+    /// Only replace.
+    Replace,
+}
+
+impl Vfs {
+    /// Value of an attribute.
+    pub fn get_xattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
+        if let Some(which) = name.strip_prefix(MADE_UP) {
+            return self.made_up_xattr(ino, which);
+        }
+        if name == acl::CAPABILITY {
+            self.write_is_coming(ino)?;
+        }
+        self.index.xattr(ino, name)?.ok_or(Error::NoAttribute)
+    }
+
+    /// Names of all attributes but the made-up ones.
+    pub fn list_xattrs(&self, ino: Ino) -> Result<Vec<Vec<u8>>> {
+        Ok(self.index.xattr_names(ino)?)
+    }
+
+    /// Sets an attribute.
+    pub fn set_xattr(&self, caller: &Caller, ino: Ino, name: &[u8], value: &[u8], mode: SetMode) -> Result<()> {
+        if name.starts_with(MADE_UP) {
+            return Ok(());
+        }
+        self.check_name(name)?;
+        if value.len() > VALUE_BYTES_MAX {
+            return Err(Error::TooBig);
+        }
+        let inode = self.inode(ino)?;
+        let there = self.index.xattr(ino, name)?.is_some();
+        match mode {
+            SetMode::Create if there => return Err(Error::Exists),
+            SetMode::Replace if !there => return Err(Error::NoAttribute),
+            _ => {}
+        }
+        let at = now();
+        let mut changes = Vec::with_capacity(2);
+        let mut stored = Some(value.to_vec());
+        if name == acl::ACCESS {
+            let (bits, list) = acl::set_access(value)?;
+            let mut mode = inode.mode & !0o777 | bits;
+            if mode & S_ISGID != 0 && !caller.in_group(inode.gid) && !caller.keeps_set_id_bits() {
+                mode &= !S_ISGID;
+            }
+            let (ino, mode, ctime) = (inode.ino, Some(mode), Some(at));
+            changes.push(Change::Attr { ino, mode, uid: None, gid: None, atime: None, mtime: None, ctime });
+            stored = list;
+        } else if name == acl::DEFAULT {
+            if inode.kind != Kind::Directory {
+                return Err(Error::NotPermitted("only a directory has a default list"));
+            }
+            stored = Some(acl::set_default(value)?);
+        }
+        if stored.is_some() || there {
+            changes.push(Change::Xattr { ino, name: name.to_vec(), value: stored, ctime: at });
+        }
+        self.commit(&changes)?;
+        Ok(())
+    }
+
+    /// Removes an attribute.
+    pub fn remove_xattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
+        if name.starts_with(MADE_UP) {
+            return Ok(());
+        }
+        self.check_name(name)?;
+        if self.index.xattr(ino, name)?.is_none() {
+            // Removing a list that the permission bits say wholly is no error.
+            return if name == acl::ACCESS || name == acl::DEFAULT { Ok(()) } else { Err(Error::NoAttribute) };
+        }
+        self.commit(&[Change::Xattr { ino, name: name.to_vec(), value: None, ctime: now() }])?;
+        Ok(())
+    }
+
+    fn check_name(&self, name: &[u8]) -> Result<()> {
+        if name.is_empty() || name.len() > NAME_BYTES_MAX {
+            return Err(Error::Range);
+        }
+        let spaces: [&[u8]; 4] = [b"user.", b"trusted.", b"security.", b"system.posix_acl_"];
+        if !spaces.iter().any(|space| name.starts_with(space)) {
+            return Err(Error::Unsupported("attributes outside user, trusted, security and access control lists"));
+        }
+        Ok(())
+    }
+
+}
