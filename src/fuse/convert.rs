@@ -92,7 +92,7 @@ fn time(at: Nanos) -> SystemTime {
 pub fn set_time(time: TimeOrNow) -> SetTime {
     match time {
         TimeOrNow::Now => SetTime::Now,
-        TimeOrNow::SpecificTime(at) => SetTime::At(clock::nanos(at)),
+        TimeOrNow::SpecificTime(at) => SetTime::At(from_fuser(at)),
     }
 }
 
@@ -104,6 +104,17 @@ pub fn access(flags: i32) -> Access {
         write: mode != OpenAccMode::O_RDONLY,
         truncate: flags & libc::O_TRUNC != 0,
         exclusive: flags & libc::O_EXCL != 0,
+    }
+}
+
+/// `fuser` 0.18 takes seconds before 1970 and nanoseconds after them for two parts of one distance from 1970.
+fn from_fuser(at: SystemTime) -> Nanos {
+    match UNIX_EPOCH.duration_since(at) {
+        Ok(before) if before.as_secs() > 0 => {
+            let seconds = Nanos::try_from(before.as_secs()).unwrap_or(Nanos::MAX);
+            seconds.saturating_mul(-1_000_000_000).saturating_add(before.subsec_nanos().into())
+        }
+        _ => clock::nanos(at),
     }
 }
 

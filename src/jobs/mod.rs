@@ -98,6 +98,7 @@ fn force(vfs: &Vfs) -> Result<bool> {
 }
 
 fn reap(vfs: &Vfs) -> Result<bool> {
+    vfs.sweep_owners()?;
     vfs.reap().map(|_| false)
 }
 

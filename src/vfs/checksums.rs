@@ -57,6 +57,10 @@ impl Vfs {
         let blob = self.store.open_blob(&row.checksum, row.size)?;
         let what = Error::io(format!("read blob {}", row.checksum));
         let (sha256, md5) = blob.published_digests().map_err(what)?;
+        // A blob's file can change hands and be written while it is read: then what was read is nobody's.
+        if self.store.open_blob(&row.checksum, row.size)?.file_ino() != blob.file_ino() {
+            return self.publish_digests(row);
+        }
         if !self.options.read_only {
             match self.commit(&[Change::Digests { checksum: row.checksum, sha256, md5 }]) {
                 // Collected meanwhile: nobody needs them.

@@ -59,10 +59,17 @@ impl Copiers {
         }
     }
 
-    /// Whether a file that the process makes now is likely to become a copy.
-    pub fn is_likely(&self, caller: &Caller) -> bool {
+    /// The program, if a file that the process makes now is likely to become a copy.
+    pub fn likely(&self, caller: &Caller) -> Option<String> {
         let opened = self.recent.lock().peek(&caller.pid).copied();
-        opened.is_some_and(|at| at.elapsed() < SOURCE_AGE_MAX)
-            && program(caller.pid).is_some_and(|name| self.programs.lock().contains(&name))
+        opened.filter(|at| at.elapsed() < SOURCE_AGE_MAX)?;
+        program(caller.pid).filter(|name| self.programs.lock().contains(name))
+    }
+
+    /// A program was expected to copy, and wrote instead.
+    pub fn unlearn(&self, program: &str) {
+        if !KNOWN.contains(&program) {
+            self.programs.lock().remove(program);
+        }
     }
 }

@@ -76,6 +76,7 @@ impl Vfs {
         self.uncount(staged);
         node.staged = None;
         node.clone = None;
+        node.guessed = None;
         self.retire(seq, file);
         Ok(Some(covered - to.offset))
     }
@@ -83,6 +84,8 @@ impl Vfs {
     /// Turns a lazy copy into bytes of its staging file, because something else is going to happen to the file.
     pub(super) fn materialise(&self, node: &mut Locked<'_>) -> Result<()> {
         let Some(clone) = node.clone else { return Ok(()) };
+        // The latch keeps the blob's file from changing hands, and being written, while it is copied.
+        let _latch = self.store.latch(&clone.checksum);
         let blob = self.store.open_blob(&clone.checksum, clone.size)?;
         let writer = self.store.open_staging_writer(clone.file)?;
         let what = || Error::io(format!("copy blob {} into staging file {}", clone.checksum, clone.file));

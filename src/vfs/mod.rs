@@ -15,6 +15,7 @@ pub mod error;
 pub mod lookup;
 pub mod node;
 pub mod open;
+pub mod owners;
 pub mod read;
 pub mod reclaim;
 pub mod recover;
@@ -40,6 +41,7 @@ use crate::index::{Index, Seq};
 use crate::vfs::copiers::Copiers;
 use crate::vfs::descriptors::Descriptors;
 use crate::vfs::node::Nodes;
+use crate::vfs::owners::Owner;
 
 pub use caller::Caller;
 pub use error::{Error, Result};
@@ -137,7 +139,7 @@ pub struct Vfs {
     nodes: Nodes,
     descriptors: Descriptors,
     /// For each blob whose own file the kernel serves by passthrough: the one inode it may serve.
-    owners: Mutex<HashMap<Checksum, Ino>>,
+    owners: Mutex<HashMap<Checksum, Owner>>,
     /// Held for reading while bytes of a blob are read by the daemon, for writing when a blob's file changes hands.
     blob_reads: RwLock<()>,
     /// Why passthrough is off; `None` while it is on.

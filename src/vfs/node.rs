@@ -104,6 +104,8 @@ pub struct State {
     pub staged: Option<Staged>,
     /// A lazy copy under way, standing in for the empty staging file.
     pub clone: Option<CloneOf>,
+    /// The program that was expected to copy into it, and has not yet.
+    pub guessed: Option<String>,
     /// A seal that is hashing; a writer cancels it.
     pub sealing: Option<Arc<Sealing>>,
     /// A seal that puts and commits; writers and setters wait for its end.

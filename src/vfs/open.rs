@@ -13,6 +13,7 @@ use crate::change::{Change, Ino, Inode, Kind, ROOT, StagingName};
 use crate::checksum::Checksum;
 use crate::filestore::BlobFile;
 use crate::sys::content as sys;
+use crate::sys::lease::is_unused;
 use crate::vfs::acl;
 use crate::vfs::attr::Attributes;
 use crate::vfs::caller::{has_set_id_bits, without_set_id_bits};
@@ -73,7 +74,7 @@ impl Vfs {
         let mut lazily = false;
         if changes {
             self.open_to_write(&mut node, &inode, access)?;
-            lazily = access.truncate && self.copiers.is_likely(caller);
+            lazily = access.truncate && self.guess(&mut node, caller, access);
             if access.truncate && has_set_id_bits(&inode) && !caller.keeps_set_id_bits() {
                 self.drop_set_id_bits(&inode)?;
             }
@@ -129,7 +130,7 @@ impl Vfs {
             };
         }
         node.staged = Some(Staged::new(row));
-        let lazily = !access.read && self.copiers.is_likely(caller);
+        let lazily = self.guess(&mut node, caller, access);
         let how = self.serve(&mut node, &inode, lazily, register)?;
         self.admit(&mut node, access);
         let no_flush = !access.write || self.durability_of(ino)? == Durability::Fsync;
@@ -163,13 +164,25 @@ impl Vfs {
         if let Err(error) = self.materialise(node) {
             tracing::error!("inode {}: the end of a copy failed: {error}", node.ino());
         }
+        if let Some(program) = node.guessed.take() {
+            self.copiers.unlearn(&program);
+        }
         self.close_staged(node);
+    }
+
+    /// Whether the file is likely to be the destination of a lazy copy, for which it must be served by the daemon.
+    fn guess(&self, node: &mut Locked<'_>, caller: &Caller, access: Access) -> bool {
+        if access.read || !self.passthrough() || !matches!(node.serving, Serving::Idle) {
+            return false;
+        }
+        node.guessed = self.copiers.likely(caller);
+        node.guessed.is_some()
     }
 
     fn end_serving(&self, node: &mut Locked<'_>) {
         let Serving::Passthrough(backing) = std::mem::take(&mut node.serving) else { return };
         if let Some(owned) = backing.owns {
-            self.owners.lock().remove(&owned);
+            self.owner_closed(&owned, node.ino());
         }
         if let Source::Staging(name) = backing.source {
             if node.staged.as_ref().is_none_or(|staged| staged.row.file != name) {
@@ -199,13 +212,31 @@ impl Vfs {
             return self.make_dirty(node, inode, u64::MAX);
         }
         node.settle();
-        if matches!(node.serving, Serving::Idle) {
+        if matches!(node.serving, Serving::Idle) && !self.is_mapped(node, inode)? {
             return self.start_empty(node, inode);
         }
         self.make_dirty(node, inode, 0)?;
         let Some(staged) = &node.staged else { return Err(Error::Stale(inode.ino)) };
         let writer = self.store.open_staging_writer(staged.row.file)?;
         writer.set_len(0).map_err(Error::io(format!("empty staging file {}", staged.row.file)))
+    }
+
+    /// Whether a file that nobody has open is still mapped, so that it must be changed in place.
+    fn is_mapped(&self, node: &Locked<'_>, inode: &Inode) -> Result<bool> {
+        if !self.passthrough() {
+            return Ok(false);
+        }
+        match (&node.staged, &inode.checksum) {
+            (Some(staged), _) if staged.row.failed.is_some() => Ok(false),
+            (Some(staged), _) => {
+                let name = staged.row.file;
+                self.descriptors.forget_staging(name);
+                let unused = is_unused(self.store.open_staging(name)?);
+                Ok(!unused.map_err(Error::io(format!("take a lease on staging file {name}")))?)
+            }
+            (None, Some(sum)) => self.left_mapping(&self.store.latch(sum), inode.ino),
+            (None, None) => Ok(false),
+        }
     }
 
     /// A second, empty staging file for a file that nobody has open: the first may be what a power cut leaves.
@@ -278,15 +309,17 @@ impl Vfs {
             return Ok(None);
         }
         let latch = self.store.latch(sum);
-        let blob = self.store.open_blob(sum, inode.size)?;
+        let blob = self.store.open_blob(sum, inode.size).inspect_err(|error| {
+            self.report(format!("inode {} cannot be read: {error}", inode.ino));
+        })?;
         self.verify_at_open(inode, sum, &blob)?;
-        if !self.passthrough() || inode.size < PASSTHROUGH_BYTES_MIN || self.owners.lock().contains_key(sum) {
+        if !self.passthrough() || inode.size < PASSTHROUGH_BYTES_MIN || !self.may_own(&latch, inode.ino)? {
             return Ok(None);
         }
         let file_ino = blob.file_ino();
         let token = self.register(blob.as_fd(), register);
         if token.is_some() {
-            self.owners.lock().insert(*sum, inode.ino);
+            self.own(&latch, inode.ino, true);
         }
         drop(latch);
         Ok(token.map(|token| Backing { token, source: Source::Blob(*sum), file_ino, owns: Some(*sum) }))

@@ -52,6 +52,7 @@ impl Vfs {
             for i in gone {
                 let row = &dead[i];
                 self.descriptors.forget_blob(&row.checksum);
+                self.disown(&row.checksum);
                 self.verified.lock().remove(&row.checksum);
                 self.store.remove_blob(&latches[i])?;
                 blobs += 1;

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use crate::change::{Change, Ino, Nanos, StagingName};
 use crate::checksum::{Checksum, Digest};
 use crate::filestore::{Latch, Staged as ToPut};
-use crate::sys::lease::{Lease, read_lease};
+use crate::sys::lease::{Lease, is_unused, read_lease};
 use crate::vfs::node::{Locked, Serving, Source};
 use crate::vfs::stage::UNTOUCHED;
 use crate::vfs::{Error, Result, Vfs};
@@ -54,13 +54,20 @@ impl Sealing {
     }
 }
 
+/// What hashing a file found.
+struct Found {
+    digest: Digest,
+    mtime: Nanos,
+    ctime: Nanos,
+    /// Somebody has the staging file open or mapped for reading.
+    used: bool,
+}
+
 /// A file that was hashed and waits for its put.
 struct Hashed {
     ino: Ino,
     file: StagingName,
-    digest: Digest,
-    mtime: Nanos,
-    ctime: Nanos,
+    found: Found,
     sealing: Arc<Sealing>,
 }
 
@@ -127,7 +134,7 @@ impl Vfs {
         for ino in inos {
             match self.hash(*ino) {
                 Ok(Some(one)) => {
-                    bytes += one.digest.size;
+                    bytes += one.found.digest.size;
                     hashed.push(one);
                 }
                 Ok(None) => {}
@@ -172,7 +179,7 @@ impl Vfs {
             }
         }
         let found = result?;
-        Ok(found.map(|(digest, mtime, ctime)| Hashed { ino, file, digest, mtime, ctime, sealing }))
+        Ok(found.map(|found| Hashed { ino, file, found, sealing }))
     }
 
     fn lease_and_hash(
@@ -180,7 +187,10 @@ impl Vfs {
         ino: Ino,
         file: StagingName,
         sealing: &Sealing,
-    ) -> Result<Option<(Digest, Nanos, Nanos)>> {
+    ) -> Result<Option<Found>> {
+        self.descriptors.forget_staging(file);
+        let used = !is_unused(self.store.open_staging(file)?)
+            .map_err(Error::io(format!("take a lease on staging file {file}")))?;
         if !self.lease(file, sealing)? {
             self.postpone(ino);
             return Ok(None);
@@ -200,7 +210,7 @@ impl Vfs {
         if version.size != digest.size {
             return Ok(None);
         }
-        Ok(Some((digest, version.mtime, version.ctime)))
+        Ok(Some(Found { digest, mtime: version.mtime, ctime: version.ctime, used }))
     }
 
     /// Whether nobody can write the file any more; holds the lease in `sealing`.
@@ -260,7 +270,7 @@ impl Vfs {
         let mut by_sum: BTreeMap<Checksum, Vec<Hashed>> = BTreeMap::new();
         for one in batch {
             if self.begin_put(&one) {
-                by_sum.entry(one.digest.checksum).or_default().push(one);
+                by_sum.entry(one.found.digest.checksum).or_default().push(one);
             }
         }
         let latches = self.store.latch_all(by_sum.keys().copied());
@@ -269,10 +279,11 @@ impl Vfs {
             let first = accepted.len();
             for one in files {
                 let verdict = match accepted.get(first) {
-                    Some(twin) if twin.digest != one.digest => Ok(Some(collision(&sum))),
-                    _ => self.clear_for_put(latch, &one.digest),
+                    Some(twin) if twin.found.digest != one.found.digest => Ok(Some(collision(&sum))),
+                    _ => self.clear_for_put(latch, &one.found.digest),
                 };
                 match verdict {
+                    Ok(None) if self.would_strand_mapping(latch, &one) => self.abandon(&one),
                     Ok(None) => accepted.push(one),
                     Ok(Some(why)) => self.fail_seal(one.ino, &why),
                     Err(error) => {
@@ -282,7 +293,7 @@ impl Vfs {
                 }
             }
         }
-        match self.put_accepted(&accepted) {
+        match self.put_accepted(&latches, &accepted) {
             Ok(()) => accepted.len(),
             Err(error) => {
                 for one in &accepted {
@@ -294,30 +305,30 @@ impl Vfs {
         }
     }
 
-    fn put_accepted(&self, accepted: &[Hashed]) -> Result<()> {
+    fn put_accepted(&self, latches: &[Latch<'_>], accepted: &[Hashed]) -> Result<()> {
         if accepted.is_empty() {
             return Ok(());
         }
         let to_put: Vec<(Checksum, ToPut)> = accepted
             .iter()
-            .filter(|one| one.digest.size > 0)
-            .map(|one| (one.digest.checksum, ToPut { name: one.file, size: one.digest.size }))
+            .filter(|one| one.found.digest.size > 0)
+            .map(|one| (one.found.digest.checksum, ToPut { name: one.file, size: one.found.digest.size }))
             .collect();
         self.store.put(&to_put)?;
         let changes: Vec<Change> = accepted
             .iter()
             .map(|one| Change::Content {
                 ino: one.ino,
-                checksum: one.digest.checksum,
-                size: one.digest.size,
-                blake3: Some(one.digest.blake3),
-                mtime: one.mtime,
-                ctime: one.ctime,
+                checksum: one.found.digest.checksum,
+                size: one.found.digest.size,
+                blake3: Some(one.found.digest.blake3),
+                mtime: one.found.mtime,
+                ctime: one.found.ctime,
             })
             .collect();
         let seq = self.commit(&changes)?;
         for one in accepted {
-            self.end_put(one, seq);
+            self.end_put(latches, one, seq);
         }
         Ok(())
     }
@@ -338,7 +349,7 @@ impl Vfs {
         true
     }
 
-    fn end_put(&self, one: &Hashed, seq: u64) {
+    fn end_put(&self, latches: &[Latch<'_>], one: &Hashed, seq: u64) {
         let Some(mut node) = self.nodes.existing(one.ino) else { return };
         if let Some(mut staged) = node.staged.take() {
             self.uncount(&mut staged);
@@ -347,22 +358,36 @@ impl Vfs {
             Serving::Passthrough(backing) => backing.source == Source::Staging(one.file),
             _ => false,
         };
-        if served {
-            self.own_if_blob(&mut node, one);
-        } else {
+        if served || one.found.used && self.passthrough() {
+            if let Some(latch) = latches.iter().find(|latch| *latch.checksum() == one.found.digest.checksum) {
+                self.own_if_blob(&mut node, latch, one);
+            }
+        }
+        if !served {
             self.retire(seq, one.file);
         }
-        self.queue_digests(one.digest.checksum);
+        self.queue_digests(one.found.digest.checksum);
         node.settled();
     }
 
-    /// A file that is served by passthrough and has become the blob's own file must not serve another inode.
-    fn own_if_blob(&self, node: &mut Locked<'_>, one: &Hashed) {
-        let linked = self.store.stat_staging(one.file).is_ok_and(|stat| stat.links > 1);
-        if let (true, Serving::Passthrough(backing)) = (linked, &mut node.serving) {
-            backing.owns = Some(one.digest.checksum);
-            self.owners.lock().insert(one.digest.checksum, one.ino);
+    /// Whether a mapping without a descriptor would stay behind on a staging file that is not to become the blob's file.
+    /// It must stay the file's, for the next write; so the seal waits until the mapping is gone.
+    fn would_strand_mapping(&self, latch: &Latch<'_>, one: &Hashed) -> bool {
+        let idle = || self.nodes.existing(one.ino).is_some_and(|node| matches!(node.serving, Serving::Idle));
+        one.found.used && self.passthrough() && idle() && self.store.stat_blob(latch.checksum()).is_ok_and(|s| s.is_some())
+    }
+
+    /// A staging file that is in use and has become the blob's own file must not serve another inode.
+    fn own_if_blob(&self, node: &mut Locked<'_>, latch: &Latch<'_>, one: &Hashed) {
+        if !self.store.stat_staging(one.file).is_ok_and(|stat| stat.links > 1) {
+            return;
         }
+        let mut open = false;
+        if let Serving::Passthrough(backing) = &mut node.serving {
+            backing.owns = Some(*latch.checksum());
+            open = true;
+        }
+        self.own(latch, one.ino, open);
     }
 
     /// A file whose put did not happen stays Closed and is tried again later.

@@ -102,6 +102,12 @@ impl Vfs {
         }
         let sum = inode.checksum.ok_or(Error::Stale(inode.ino))?;
         let file = match &node.serving {
+            Serving::Idle if self.left_mapping(&self.store.latch(&sum), inode.ino)? => {
+                let file_ino = self.store.open_blob(&sum, inode.size)?.file_ino();
+                let name = self.next_staging()?;
+                self.take_over(&sum, name, file_ino)?;
+                name
+            }
             Serving::Idle | Serving::Daemon => self.copy_for_writing(&sum, inode.size, keep)?,
             Serving::Passthrough(backing) => {
                 let name = match backing.source {
@@ -121,9 +127,7 @@ impl Vfs {
         }
         if let Serving::Passthrough(backing) = &mut node.serving {
             backing.source = Source::Staging(file);
-            if let Some(owned) = backing.owns.take() {
-                self.owners.lock().remove(&owned);
-            }
+            backing.owns = None;
         }
         let mut staged = Staged::new(row);
         staged.fresh = keep < inode.size;
@@ -151,6 +155,8 @@ impl Vfs {
     fn copy_for_writing(&self, sum: &Checksum, size: u64, keep: u64) -> Result<StagingName> {
         let name = self.next_staging()?;
         let keep = keep.min(size);
+        // The latch keeps the blob's file from changing hands, and being written, while it is copied.
+        let _latch = self.store.latch(sum);
         let writer =
             if keep == 0 { self.store.stage(name)? } else { self.store.stage_from(name, sum, keep)? };
         sys::set_mtime(&writer, UNTOUCHED).map_err(Error::io(format!("set the time of staging file {name}")))?;
@@ -165,6 +171,7 @@ impl Vfs {
         {
             let _gate = self.blob_reads.write();
             self.descriptors.forget_blob(sum);
+            self.disown(sum);
         }
         let writer = self.store.open_staging_writer(name)?;
         let found = writer.stat().map_err(Error::io(format!("stat staging file {name}")))?;
@@ -207,7 +214,7 @@ impl Vfs {
         self.descriptors.close_writer(name);
         staged.closed = Some(Instant::now());
         staged.attempts = 0;
-        let bytes = self.store.stat_staging(name).map_or(0, |stat| stat.size);
+        let bytes = self.store.stat_staging(name).map_or(0, |stat| stat.blocks * 512);
         if staged.counted.replace(bytes).is_none() {
             self.backlog.files.fetch_add(1, Ordering::Relaxed);
             self.backlog.bytes.fetch_add(bytes, Ordering::Relaxed);

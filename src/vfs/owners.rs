@@ -1,0 +1,91 @@
+//! Which inode a blob's own file is, where the kernel serves it by passthrough.
+//!
+//! Several inodes may have one content, but the kernel's descriptors and mappings of a blob's file must belong to one of
+//! them: when that one is written, its readers have to see it, and those of the others must not. A mapping outlives the
+//! close of its descriptor without anybody being told, so an owner stays one until the file is seen to be unused.
+
+use crate::change::Ino;
+use crate::checksum::Checksum;
+use crate::filestore::Latch;
+use crate::sys::lease::is_unused;
+use crate::vfs::{Error, Result, Vfs};
+
+/// The inode that a blob's file is served for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The inode.
+    pub ino: Ino,
+    /// Whether it is open; a mapping may be left otherwise.
+    pub open: bool,
+}
+
+/// Former owners looked at in one round.
+const SWEEP_BATCH: usize = 256;
+
+impl Vfs {
+    /// Whether the blob's file may be served for `ino` by passthrough. Under the blob's latch.
+    pub(super) fn may_own(&self, latch: &Latch<'_>, ino: Ino) -> Result<bool> {
+        let owner = self.owners.lock().get(latch.checksum()).copied();
+        match owner {
+            None => Ok(true),
+            Some(owner) if owner.ino == ino => Ok(true),
+            Some(owner) if owner.open => Ok(false),
+            Some(_) => self.blob_is_unused(latch),
+        }
+    }
+
+    /// The blob's file is served for `ino` from now on. Under its latch.
+    pub(super) fn own(&self, latch: &Latch<'_>, ino: Ino, open: bool) {
+        self.owners.lock().insert(*latch.checksum(), Owner { ino, open });
+    }
+
+    /// The last descriptor of the owner is closed.
+    pub(super) fn owner_closed(&self, sum: &Checksum, ino: Ino) {
+        if let Some(owner) = self.owners.lock().get_mut(sum).filter(|owner| owner.ino == ino) {
+            owner.open = false;
+        }
+    }
+
+    /// The blob has a file of its own again, or none.
+    pub(super) fn disown(&self, sum: &Checksum) {
+        self.owners.lock().remove(sum);
+    }
+
+    /// Whether `ino` left a mapping of the blob's file behind when it was closed. Under the blob's latch.
+    pub(super) fn left_mapping(&self, latch: &Latch<'_>, ino: Ino) -> Result<bool> {
+        let owner = self.owners.lock().get(latch.checksum()).copied();
+        if owner != Some(Owner { ino, open: false }) {
+            return Ok(false);
+        }
+        Ok(!self.blob_is_unused(latch)?)
+    }
+
+    /// Whether nobody has the blob's file open or mapped; then it has no owner either.
+    fn blob_is_unused(&self, latch: &Latch<'_>) -> Result<bool> {
+        let sum = latch.checksum();
+        self.descriptors.forget_blob(sum);
+        let Some(size) = self.store.stat_blob(sum)? else {
+            self.disown(sum);
+            return Ok(true);
+        };
+        let blob = self.store.open_blob(sum, size)?;
+        let unused = is_unused(&blob).map_err(Error::io(format!("take a lease on blob {sum}")))?;
+        if unused {
+            self.disown(sum);
+        }
+        Ok(unused)
+    }
+
+    /// Lets go of former owners whose mappings are gone. A job does this.
+    pub fn sweep_owners(&self) -> Result<()> {
+        let closed = |(sum, owner): (&Checksum, &Owner)| (!owner.open).then_some(*sum);
+        let sums: Vec<Checksum> = self.owners.lock().iter().filter_map(closed).take(SWEEP_BATCH).collect();
+        for sum in sums {
+            let latch = self.store.latch(&sum);
+            if self.owners.lock().get(&sum).is_some_and(|owner| !owner.open) {
+                self.blob_is_unused(&latch)?;
+            }
+        }
+        Ok(())
+    }
+}
