@@ -1,1 +1,34 @@
-fn main() {}
+//! The integration suite: real mounts of the built program, judged from outside.
+//!
+//! `harness` makes depots, mounts them and cleans up; the families that speak of POSIX run each test on a plain directory
+//! of the local disk first (what we demand is what a local disk does) and then in the mount, once for each mode.
+//! The suite is run as root: it mounts with passthrough, changes users and makes device nodes.
+
+#![allow(clippy::unwrap_used)]
+
+#[macro_use]
+mod harness;
+mod sys;
+
+mod acl;
+mod attributes;
+mod checksums;
+mod coherence;
+mod command_line;
+mod conformance;
+mod content;
+mod copies;
+mod data;
+mod directories;
+mod disk_errors;
+mod lifecycle;
+mod locks;
+mod mappings;
+mod namespace;
+mod privileges;
+mod programs;
+mod rename;
+mod repositories;
+mod special;
+mod tidy;
+mod xattrs;
