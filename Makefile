@@ -50,7 +50,7 @@ install: build ## program, mount(8) helper and systemd unit (PREFIX, DESTDIR)
 	install -D -m 755 "$(DEPOTFS)" "$(DESTDIR)$(PREFIX)/bin/depotfs"
 	install -d "$(DESTDIR)$(SBINDIR)" "$(DESTDIR)$(UNITDIR)"
 	ln -sf "$(PREFIX)/bin/depotfs" "$(DESTDIR)$(SBINDIR)/mount.fuse.depotfs"
-	sed 's|@BIN@|$(PREFIX)/bin|' systemd/depotfs@.service > "$(DESTDIR)$(UNITDIR)/depotfs@.service"
+	sed 's|/usr/local/bin|$(PREFIX)/bin|' systemd/depotfs@.service > "$(DESTDIR)$(UNITDIR)/depotfs@.service"
 	chmod 644 "$(DESTDIR)$(UNITDIR)/depotfs@.service"
 
 uninstall: ## take away what make install put there

@@ -138,7 +138,9 @@ pub fn ask(mountpoint: &Path) -> io::Result<()> {
 
 /// Whether the file system at `mountpoint` has lost its daemon. Attributes would not tell: the kernel remembers them.
 pub fn is_dead(mountpoint: &Path) -> bool {
-    matches!(ask(mountpoint), Err(error) if error.kind() == io::ErrorKind::NotConnected)
+    // Connection aborted: the question was asked just while the daemon died.
+    use io::ErrorKind::{ConnectionAborted, NotConnected};
+    matches!(ask(mountpoint), Err(error) if matches!(error.kind(), NotConnected | ConnectionAborted))
 }
 
 #[cfg(test)]
