@@ -2,7 +2,6 @@
 
 use std::io::Write;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use super::{Exit, Outcome, depot, human};
 use crate::config::Config;
@@ -29,7 +28,7 @@ pub struct Args {
 pub fn run(args: &Args, out: &mut dyn Write) -> Outcome {
     let depot = depot::find(&args.depot)?;
     let config = Config::load(&depot)?;
-    let _lock = lock::take(&depot, &Holder::this("check", None), Duration::ZERO)?;
+    let _lock = lock::take(&depot, &Holder::this("check", None), lock::PATIENCE)?;
     places::clear_dead_mounts(&depot)?;
     let (index, store) = rooms::open(&config)?;
     let report = check::run(&index, &store, args.repair)?;

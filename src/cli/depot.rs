@@ -31,7 +31,7 @@ pub fn find(given: &Path) -> anyhow::Result<PathBuf> {
     match path.join(config::FILE).try_exists() {
         Ok(true) => Ok(path),
         Ok(false) if path.is_dir() => bail!(
-            "{} is neither a depot nor inside a mounted one: make a depot with: depotfs init {0}",
+            "{} is neither a depot (it has no depot.toml) nor inside a mounted one: make a depot with: depotfs init {0}",
             given.display()
         ),
         Ok(false) => {

@@ -11,7 +11,7 @@ use crate::control::{Client, Request};
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   depotfs log /srv/depot debug
-  depotfs log /srv/depot info,depotfs::vfs=trace
+  depotfs log /srv/depot info,depotfs::daemon=debug
 
 Until the daemon ends; log.level in depot.toml holds for the next one.")]
 pub struct Args {

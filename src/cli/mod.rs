@@ -6,6 +6,8 @@
 mod blob;
 mod check;
 mod depot;
+#[cfg(test)]
+mod docs;
 mod exit;
 mod flush;
 mod human;
@@ -88,7 +90,9 @@ impl Command {
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     let name = arguments.first().and_then(|name| Path::new(name).file_name()?.to_str()).unwrap_or_default();
-    if mount_helper::NAMES.contains(&name) {
+    // mount.fuse(8) uses the plain name; a place is no command, as no command has a slash in it.
+    let is_place = arguments.get(1).is_some_and(|first| first.as_encoded_bytes().contains(&b'/'));
+    if mount_helper::NAMES.contains(&name) || is_place {
         return mount_helper::main(&arguments[1..]);
     }
     let cli = match Cli::try_parse_from(arguments) {

@@ -1,8 +1,8 @@
 //! `depotfs mount`: returns when the mount answers.
 
 use std::ffi::{OsStr, OsString};
+use std::io;
 use std::path::PathBuf;
-use std::{fs, io};
 
 use anyhow::{Context, bail};
 
@@ -123,8 +123,8 @@ fn arguments(plan: &Plan, args: &Args) -> Vec<OsString> {
 /// Asks the mount itself once, through the kernel.
 fn wait_for_answer(plan: &Plan) -> anyhow::Result<()> {
     let shown = plan.mountpoint.display();
-    match fs::metadata(&plan.mountpoint) {
-        Ok(_) => {}
+    match mountinfo::ask(&plan.mountpoint) {
+        Ok(()) => {}
         // The tree's own permissions; somebody answered.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
         Err(error) => return Err(error).with_context(|| format!("{shown} was mounted and does not answer")),

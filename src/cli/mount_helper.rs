@@ -1,6 +1,6 @@
 //! The program under the name that mount(8) looks for: `mount.fuse.depotfs DEPOT DIR [-sfnv] [-o OPTIONS]`.
 //!
-//! mount(8) runs /sbin/mount.TYPE for a type it does not know itself, so `make install` puts a link of this name there.
+//! mount.fuse(8) runs it with the same arguments under its own name. mount(8) runs /sbin/mount.TYPE for a type it does not know itself, so `make install` puts a link of this name there.
 
 use std::ffi::OsString;
 use std::path::PathBuf;

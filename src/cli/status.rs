@@ -3,14 +3,13 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use nix::sys::statvfs::statvfs;
-
 use super::exit::Exit;
 use super::{Outcome, complain, depot, human};
 use crate::config::Config;
-use crate::control::report::{Health, IndexStatus, Layer, Space, Status};
+use crate::control::report::{Health, Layer, Status};
 use crate::control::{Client, Error, Request};
-use crate::daemon::{lock, rooms};
+use crate::daemon::lock::{self, Holder};
+use crate::daemon::rooms;
 
 /// Show how a depot is doing: mount, providers, counts, index, and what needs attention.
 ///
@@ -79,42 +78,12 @@ fn ask(depot: &Path) -> Result<Status, Error> {
     Client::connect(depot)?.ask(&Request::Status, &mut |_| {})
 }
 
-/// What can be told without a daemon, and without touching the index.
+/// What can be told without a daemon: what a mount would find.
 fn offline(depot: &Path) -> anyhow::Result<Status> {
     let config = Config::load(depot)?;
-    let path = config.index.join(rooms::INDEX_FILE);
-    let bytes = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
-    let directory = &config.file_system.dir;
-    let (space, health) = match statvfs(directory) {
-        Ok(found) => {
-            let unit = found.fragment_size();
-            let (capacity, available) = (found.blocks() * unit, found.blocks_available() * unit);
-            (Some(Space { capacity, available }), Health::Up)
-        }
-        Err(error) => (None, Health::Failing(error.desc().into())),
-    };
-    let layer = Layer {
-        kind: config.template.clone(),
-        directory: Some(directory.display().to_string()),
-        file_system: None,
-        reflink: false,
-        space,
-        health,
-        children: Vec::new(),
-    };
-    let holder = lock::holder(depot).ok().flatten();
-    let reports = holder
-        .map(|holder| format!("process {} (depotfs {}) is using the depot", holder.pid, holder.command));
-    Ok(Status {
-        depot: depot.display().to_string(),
-        id: config.id,
-        version: env!("CARGO_PKG_VERSION").into(),
-        durability: config.durability.name().into(),
-        chain: vec![layer],
-        index: IndexStatus { path: path.display().to_string(), bytes, filestore_ratio: 0.0 },
-        reports: reports.into_iter().collect(),
-        ..Status::default()
-    })
+    let _lock = lock::take(depot, &Holder::this("status", None), lock::PATIENCE)?;
+    let (index, store) = rooms::open(&config)?;
+    Ok(Status::of_depot(&config, &index, &store).map_err(Error::Failed)?)
 }
 
 /// The lines of one depot.
@@ -146,10 +115,6 @@ fn print(status: &Status, out: &mut dyn Write) -> io::Result<()> {
     for layer in &status.chain {
         line("filestore", describe(layer))?;
     }
-    if !status.running {
-        line("index", format!("{}, {}", status.index.path, human::bytes(status.index.bytes)))?;
-        return tell_troubles(status, out);
-    }
     let (counts, pending) = (&status.counts, &status.pending);
     line("tree", tree(status))?;
     let blobs = human::count(counts.blobs, "blob");
@@ -162,7 +127,9 @@ fn print(status: &Status, out: &mut dyn Write) -> io::Result<()> {
     line("index", format!("{}, {index_bytes}, {percent:.1} % of the blobs", status.index.path))?;
     let closed = human::count(pending.closed, "closed file");
     let bytes = human::bytes(pending.bytes);
-    line("pending", format!("{} being written, {closed} with {bytes} to seal", pending.dirty))?;
+    if status.running {
+        line("pending", format!("{} being written, {closed} with {bytes} to seal", pending.dirty))?;
+    }
     tell_troubles(status, out)
 }
 

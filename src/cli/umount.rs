@@ -73,7 +73,7 @@ fn find(given: &Path) -> anyhow::Result<Mount> {
             true => "no depot is mounted".to_owned(),
             false => format!("depots are mounted on {}", depots.join(", ")),
         };
-        stop(Exit::Failed, format!("no depot is mounted on {}: {known}", given.display()))
+        stop(Exit::NotRunning, format!("no depot is mounted on {}: {known}", given.display()))
     })
 }
 

@@ -33,7 +33,7 @@ pub enum Kind {
     ReadOnlyMode,
     /// `user`, `user:group`, `:group`, by name or number; empty: whoever runs the daemon.
     Owner,
-    /// A level, or a filter expression such as `info,depotfs::vfs=debug`.
+    /// A level, or a filter expression such as `info,depotfs=debug`.
     LogFilter,
 }
 
@@ -83,7 +83,7 @@ pub const DEPOT: &[Key] = &[
         name: "log.level",
         kind: Kind::LogFilter,
         default: Some("info"),
-        doc: "error, warn, info, debug or trace, or a filter such as \"info,depotfs::vfs=debug\"; the environment \
+        doc: "error, warn, info, debug or trace, or a filter such as \"info,depotfs=debug\"; the environment \
               variable DEPOTFS_LOG wins.",
     },
     Key {
@@ -208,7 +208,7 @@ fn check_filter(value: &str) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "\"{value}\" is not one of error, warn, info, debug, trace, nor a filter such as \"info,depotfs::vfs=debug\""
+        "\"{value}\" is not one of error, warn, info, debug, trace, nor a filter such as \"info,depotfs=debug\""
     ))
 }
 
@@ -265,7 +265,7 @@ mod tests {
 
     #[test]
     fn log_filters_are_levels_or_expressions() {
-        for good in ["info", "trace", "info,depotfs::vfs=debug", "depotfs=trace"] {
+        for good in ["info", "trace", "info,depotfs=debug", "depotfs=trace"] {
             assert_eq!(Kind::LogFilter.check(good), Ok(()), "{good}");
         }
         for bad in ["", "loud", "info,depotfs=loud"] {

@@ -3,6 +3,10 @@
 /// The candidate closest to `word`, if it is close enough to be worth naming.
 pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let limit = (word.chars().count() / 3).max(2);
+    let candidates: Vec<&str> = candidates.into_iter().collect();
+    if let Some(begun) = candidates.iter().find(|c| word.len() >= 3 && c.starts_with(word)) {
+        return Some(begun);
+    }
     let (distance, best) = candidates.into_iter().map(|c| (distance(word, c), c)).min_by_key(|(d, _)| *d)?;
     (distance <= limit && distance < best.chars().count()).then_some(best)
 }
@@ -56,6 +60,7 @@ mod tests {
         assert_eq!(nearest("durabilty", words), Some("durability"));
         assert_eq!(nearest("zzzzzz", words), None);
         assert_eq!(nearest("", words), None);
+        assert_eq!(nearest("dura", words), Some("durability"));
         assert_eq!(suggestion("indx", words), "; the nearest known one is \"index\"");
     }
 }

@@ -12,7 +12,7 @@ use super::{Answer, Bytes, Cause, Failure, Progress, Request, Target};
 use crate::change::{Change, Ino, Kind};
 use crate::checksum::{Checksum, hex};
 use crate::config::{Config, keys};
-use crate::filestore::Verdict;
+use crate::filestore::{Filestore, Verdict};
 use crate::vfs::{self, Vfs};
 use crate::{index, metrics};
 
@@ -61,7 +61,7 @@ impl Service {
             Request::BlobVerify { target } => self.verify(&target),
             Request::BlobCat { target } => self.cat(&target),
             Request::BlobChecksum { target } => self.checksums(&target),
-            Request::BlobRescue { target: None } => Answer::of(&self.rescuable()?),
+            Request::BlobRescue { target: None } => Answer::of(&set_aside(self.vfs.store())?),
             Request::BlobRescue { target: Some(target) } => self.rescue(&target),
             Request::LogLevel { level } => self.log_level(&level),
             Request::Stop => {
@@ -242,18 +242,6 @@ impl Service {
         })
     }
 
-    /// Everything `rescue` can bring back: bytes set aside, and files whose seal failed.
-    pub(super) fn rescuable(&self) -> Result<Vec<Aside>, Failure> {
-        let now = SystemTime::now();
-        let age = |since: SystemTime| now.duration_since(since).unwrap_or_default().as_secs();
-        let mut found = Vec::new();
-        for file in self.vfs.store().aside().map_err(in_store)? {
-            let (name, bytes, age_s) = (file.name.to_string(), file.size, age(file.since));
-            found.push(Aside { name, path: None, bytes, age_s, why: file.why });
-        }
-        Ok(found)
-    }
-
     fn rescue(&self, target: &Target) -> Done {
         let Target::Aside(name) = target else { return self.rescue_path(&self.path(target)?) };
         let aside = self.vfs.store().aside().map_err(in_store)?;
@@ -333,10 +321,22 @@ impl Service {
         let inode = inode
             .ok_or_else(|| Failure::new(Cause::NotFound, format!("there is no {shown} in the depot")))?;
         if inode.kind != Kind::File {
-            return Err(Failure::new(Cause::Usage, format!("{shown} is not a regular file")));
+            return Err(Failure::new(Cause::Failed, format!("{shown} is not a regular file")));
         }
         Ok((inode.ino, inode.checksum.map(|sum| (sum, inode.size))))
     }
+}
+
+/// Bytes that were set aside, for people.
+pub(super) fn set_aside(store: &Filestore) -> Result<Vec<Aside>, Failure> {
+    let now = SystemTime::now();
+    let age = |since: SystemTime| now.duration_since(since).unwrap_or_default().as_secs();
+    let mut found = Vec::new();
+    for file in store.aside().map_err(in_store)? {
+        let (name, bytes, age_s) = (file.name.to_string(), file.size, age(file.since));
+        found.push(Aside { name, path: None, bytes, age_s, why: file.why });
+    }
+    Ok(found)
 }
 
 /// Files whose seal failed, for people.

@@ -1,21 +1,46 @@
 //! Taking stock for `status` and the metrics.
 
 use super::report::{Counts, IndexStatus, Layer, MountStatus, Pending, Reads, Status};
-use super::service::{Service, in_index, troubles};
+use super::service::{Service, in_index, set_aside, troubles};
 use super::{Cause, Failure};
+use crate::config::Config;
+use crate::filestore::Filestore;
+use crate::index::Index;
 use crate::metrics;
 
 impl Service {
     /// Everything at once.
     pub(super) fn status(&self) -> Result<Status, Failure> {
-        let (index, store, tree) = (self.vfs.index(), self.vfs.store(), self.vfs.status());
+        let tree = self.vfs.status();
+        let mut status = Status::of_depot(&self.config, self.vfs.index(), self.vfs.store())?;
+        status.running = true;
+        status.mount = Some(MountStatus { age_s: self.started.elapsed().as_secs(), ..self.mount.clone() });
+        status.durability = tree.durability.into();
+        status.reads = match tree.reads.strip_prefix("through the daemon: ") {
+            Some(why) => Reads { mode: "daemon".into(), why: why.into() },
+            None => Reads {
+                mode: tree.reads.clone(),
+                why: "the kernel reads and writes stored files itself".into(),
+            },
+        };
+        status.counts.orphans = tree.orphans;
+        status.pending = Pending { dirty: tree.dirty, closed: tree.closed, bytes: tree.closed_bytes };
+        status.failed = troubles(&tree);
+        status.reports = tree.reports;
+        Ok(status)
+    }
+}
+
+impl Status {
+    /// What index and filestore tell, whether they are mounted or not.
+    pub fn of_depot(config: &Config, index: &Index, store: &Filestore) -> Result<Status, Failure> {
         let totals = index.counts().map_err(in_index)?;
         let counts = Counts {
             repositories: index.repositories().map_err(in_index)?.len() as u64,
             directories: totals.directories,
             files: totals.files,
             others: totals.other,
-            orphans: tree.orphans,
+            orphans: 0,
             logical_bytes: totals.logical_bytes,
             blobs: totals.blobs,
             blob_bytes: totals.physical_bytes,
@@ -25,33 +50,24 @@ impl Service {
         let chain = chain.map_err(|error| {
             Failure::new(Cause::Failed, format!("the chain's state is unreadable: {error}"))
         })?;
-        let (mode, why) = tree.reads.split_once(": ").unwrap_or((&tree.reads, ""));
         Ok(Status {
-            depot: self.config.depot.display().to_string(),
-            id: self.config.id.clone(),
+            depot: config.depot.display().to_string(),
+            id: config.id.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
-            running: true,
-            mount: Some(MountStatus { age_s: self.started.elapsed().as_secs(), ..self.mount.clone() }),
-            durability: tree.durability.into(),
-            reads: Reads { mode: mode.into(), why: why.into() },
+            durability: config.durability.name().into(),
             chain: vec![chain],
             counts,
             dedup_ratio: ratio(counts.logical_bytes, counts.blob_bytes).unwrap_or(1.0),
             index: IndexStatus {
-                path: self.config.index.join("index.db").display().to_string(),
+                path: config.index.join("index.db").display().to_string(),
                 bytes,
                 filestore_ratio: ratio(bytes, counts.blob_bytes).unwrap_or(0.0),
             },
-            pending: Pending { dirty: tree.dirty, closed: tree.closed, bytes: tree.closed_bytes },
-            failed: troubles(&tree),
-            aside: self.rescuable()?,
-            damaged: Vec::new(),
-            reports: tree.reports,
+            aside: set_aside(store)?,
+            ..Status::default()
         })
     }
-}
 
-impl Status {
     /// Puts what is known here into the gauges of the same meaning.
     pub(super) fn set_gauges(&self) {
         let (counts, pending) = (&self.counts, &self.pending);

@@ -79,7 +79,7 @@ impl Logging {
 /// The filter for a level; the crates below are quieter unless they are named.
 fn filter(level: &str) -> anyhow::Result<EnvFilter> {
     config::keys::Kind::LogFilter.check(level).map_err(anyhow::Error::msg)?;
-    let whole = if level.contains(['=', ',']) { level.to_owned() } else { format!("{level},fuser=warn") };
+    let whole = if level.contains(['=', ',']) { level.to_owned() } else { format!("error,depotfs={level}") };
     EnvFilter::try_new(&whole).with_context(|| format!("\"{level}\" is no log filter"))
 }
 
@@ -236,8 +236,8 @@ mod tests {
 
     #[test]
     fn levels_become_filters_that_keep_the_crates_below_quiet() {
-        assert_eq!(filter("debug").unwrap().to_string(), "fuser=warn,debug");
-        assert_eq!(filter("depotfs::vfs=trace").unwrap().to_string(), "depotfs::vfs=trace");
+        assert_eq!(filter("debug").unwrap().to_string(), "depotfs=debug,error");
+        assert_eq!(filter("depotfs::index=trace").unwrap().to_string(), "depotfs::index=trace");
         assert!(filter("loud").is_err());
     }
 

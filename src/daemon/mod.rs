@@ -35,8 +35,8 @@ use self::lock::Holder;
 use self::logging::Logging;
 use crate::config::Config;
 use crate::control::{self, Service, report::MountStatus};
-use crate::fuse::{Mounting, Session};
 use crate::fuse::options::{Options, Switch};
+use crate::fuse::{Mounting, Session};
 use crate::jobs;
 use crate::sys::{mountinfo, process};
 use crate::vfs::Vfs;
@@ -71,10 +71,9 @@ pub fn run(plan: &Plan, handover: Option<Handover>) -> anyhow::Result<()> {
     prepare_process();
     let vfs = rooms::tree(&config, &plan.options, &plan.mountpoint)?;
     let mounting = Mounting { mountpoint: &plan.mountpoint, source: &plan.depot, options: &plan.options };
-    let session = Session::mount(Arc::clone(&vfs), &mounting)
-        .with_context(|| {
-            format!("{} cannot be mounted on {}", plan.depot.display(), plan.mountpoint.display())
-        })?;
+    let session = Session::mount(Arc::clone(&vfs), &mounting).with_context(|| {
+        format!("{} cannot be mounted on {}", plan.depot.display(), plan.mountpoint.display())
+    })?;
     insist_on_passthrough(&plan.options, &vfs)?;
     let workers = jobs::start(&vfs).context("the background jobs cannot be started")?;
     let stop = Stop::new(&plan.mountpoint, &vfs);

@@ -94,6 +94,9 @@ pub fn tree(config: &Config, options: &Options, mountpoint: &Path) -> anyhow::Re
             mount_id,
         },
     );
+    if options.passthrough != Switch::Off && !sys::process::is_root() {
+        vfs.disable_passthrough("an ordinary user mounted, passthrough needs root".into());
+    }
     let found = vfs.recover().context("what the last daemon left cannot be put in order")?;
     if found != vfs::recover::Recovered::default() {
         tracing::info!(?found, "put in order what the last daemon left");

@@ -167,6 +167,16 @@ pub fn help() -> String {
     rows.map(|known| format!("  {:<22} {}\n", known.name, known.doc)).collect()
 }
 
+/// All options as rows of name and meaning, for the docs.
+pub fn table() -> Vec<(&'static str, String)> {
+    let meaning = |known: &Known| match (known.doc, (known.apply)(&mut Options::default(), "")) {
+        ("", Err(why)) if !known.name.ends_with('=') => format!("refused: {why}"),
+        ("", _) => "as in mount(8)".into(),
+        (doc, _) => doc.into(),
+    };
+    KNOWN.iter().map(|known| (known.name, meaning(known))).collect()
+}
+
 /// Splits at commas outside double quotes; a backslash keeps the next character (libfuse writes `\,` in paths).
 fn split(list: &str) -> Vec<String> {
     let (mut words, mut word, mut quoted) = (Vec::new(), String::new(), false);

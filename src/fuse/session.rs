@@ -1,14 +1,17 @@
 //! Mounting, serving, and being unmounted.
 
-use std::ffi::OsStr;
+use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use fuser::{Config, MountOption, SessionACL};
+use fuser::{Config, SessionACL};
+use nix::mount::MsFlags;
 
 use crate::fuse::adapter::Adapter;
 use crate::fuse::options::Options;
+use crate::sys::fuse_mount::{self, Mounted};
+use crate::sys::process::is_root;
 use crate::vfs::Vfs;
 
 /// Threads that answer requests. More than there are processors, because some requests wait for the disk.
@@ -25,9 +28,10 @@ pub struct Mounting<'a> {
     pub options: &'a Options,
 }
 
-/// A mounted tree.
+/// A mounted tree; unmounted when it is dropped before somebody else did that.
 pub struct Session {
     inner: fuser::Session<Adapter>,
+    mounted: Mounted,
 }
 
 impl std::fmt::Debug for Session {
@@ -39,52 +43,42 @@ impl std::fmt::Debug for Session {
 impl Session {
     /// Mounts; the kernel's first requests wait until `run`.
     pub fn mount(vfs: Arc<Vfs>, mounting: &Mounting<'_>) -> io::Result<Session> {
-        let mut config = Config::default();
-        config.mount_options = mount_options(mounting);
-        config.acl = match mounting.options.allow_other {
-            Some(true) => SessionACL::All,
-            Some(false) => SessionACL::Owner,
-            None if crate::sys::process::is_root() => SessionACL::All,
-            None => SessionACL::Owner,
+        let allow_other = mounting.options.allows_other(is_root());
+        let wanted = fuse_mount::Wanted {
+            mountpoint: mounting.mountpoint,
+            source: mounting.source,
+            flags: flags(mounting.options),
+            allow_other,
         };
+        let (device, mounted) = fuse_mount::mount(&wanted)?;
+        let acl = if allow_other { SessionACL::All } else { SessionACL::Owner };
+        let mut config = Config::default();
+        config.acl = acl;
         config.n_threads = Some(REQUEST_THREADS);
-        config.clone_fd = true;
-        let inner = fuser::Session::new(Adapter::new(vfs), mounting.mountpoint, &config)?;
-        Ok(Session { inner })
+        // A descriptor for each thread needs the device, which fusermount3 may open and this user not.
+        config.clone_fd = File::options().read(true).write(true).open("/dev/fuse").is_ok();
+        let inner = fuser::Session::from_fd(Adapter::new(vfs), device, acl, config)?;
+        Ok(Session { inner, mounted })
     }
 
     /// Answers requests until the tree is unmounted.
     pub fn run(self) -> io::Result<()> {
-        self.inner.run()
+        self.inner.run()?;
+        self.mounted.is_gone();
+        Ok(())
     }
 }
 
-fn mount_options(mounting: &Mounting<'_>) -> Vec<MountOption> {
-    let options = mounting.options;
-    let flag = |given: bool, yes: MountOption, no: MountOption| if given { yes } else { no };
-    let mut list = vec![
-        MountOption::FSName(lossless(mounting.source.as_os_str())),
-        // As an option of the kernel: fuser drops its own kind of subtype where it mounts without fusermount3.
-        MountOption::CUSTOM("subtype=depotfs".to_owned()),
-        MountOption::DefaultPermissions,
-        flag(options.read_only, MountOption::RO, MountOption::RW),
-        flag(options.nosuid, MountOption::NoSuid, MountOption::Suid),
-        flag(options.nodev, MountOption::NoDev, MountOption::Dev),
-        flag(options.noexec, MountOption::NoExec, MountOption::Exec),
+/// What the kernel does by itself for a mount.
+fn flags(options: &Options) -> MsFlags {
+    let table = [
+        (options.read_only, MsFlags::MS_RDONLY),
+        (options.nosuid, MsFlags::MS_NOSUID),
+        (options.nodev, MsFlags::MS_NODEV),
+        (options.noexec, MsFlags::MS_NOEXEC),
+        (options.sync, MsFlags::MS_SYNCHRONOUS),
+        (options.dirsync, MsFlags::MS_DIRSYNC),
+        (options.atime == Some(crate::config::Atime::Noatime), MsFlags::MS_NOATIME),
     ];
-    if options.atime == Some(crate::config::Atime::Noatime) {
-        list.push(MountOption::NoAtime);
-    }
-    if options.sync {
-        list.push(MountOption::Sync);
-    }
-    if options.dirsync {
-        list.push(MountOption::DirSync);
-    }
-    list
-}
-
-/// The source is for people and for `depotfs` itself, which refuses depots in directories that are not UTF-8.
-fn lossless(text: &OsStr) -> String {
-    text.to_string_lossy().into_owned()
+    table.into_iter().filter(|(given, _)| *given).map(|(_, flag)| flag).collect()
 }

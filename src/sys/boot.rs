@@ -31,7 +31,8 @@ fn boot_id() -> io::Result<[u8; 16]> {
         Err(_) => fs::read_to_string("/proc/sys/kernel/random/boot_id")?,
     };
     let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
-    unhex(&digits).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("\"{text}\" is no boot id")))
+    unhex(&digits)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("\"{text}\" is no boot id")))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ pub mod boot;
 pub mod caller;
 pub mod content;
 pub mod file;
+pub mod fuse_mount;
 pub mod lease;
 pub mod mountinfo;
 pub mod process;

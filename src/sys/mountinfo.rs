@@ -130,9 +130,17 @@ pub fn unmount(mountpoint: &Path, lazily: bool) -> io::Result<()> {
     Err(io::Error::new(kind, format!("fusermount3 -u says: {said}")))
 }
 
-/// Whether the file system at `mountpoint` has lost its daemon.
+/// Asks the file system at `mountpoint` a question that the kernel never answers by itself.
+pub fn ask(mountpoint: &Path) -> io::Result<()> {
+    nix::sys::statfs::statfs(mountpoint)?;
+    Ok(())
+}
+
+/// Whether the file system at `mountpoint` has lost its daemon. Attributes would not tell: the kernel remembers them.
 pub fn is_dead(mountpoint: &Path) -> bool {
-    matches!(fs::metadata(mountpoint), Err(error) if error.raw_os_error() == Some(libc::ENOTCONN))
+    // Connection aborted: the question was asked just while the daemon died.
+    use io::ErrorKind::{ConnectionAborted, NotConnected};
+    matches!(ask(mountpoint), Err(error) if matches!(error.kind(), NotConnected | ConnectionAborted))
 }
 
 #[cfg(test)]

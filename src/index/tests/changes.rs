@@ -74,7 +74,7 @@ fn link_adds_a_name() {
     assert_eq!((d.get(repo).mtime, d.get(repo).nlink), (3000, 2));
     d.ok(&[remove(repo, "a", file, 3100)]);
     assert_eq!(d.get(file).nlink, 1);
-    assert_eq!(d.index.orphans().unwrap(), []);
+    assert!(d.index.orphans().unwrap().is_empty());
     assert_eq!(d.index.path(file).unwrap().unwrap(), b"repo/b");
     d.clean();
 }

@@ -294,7 +294,7 @@ fn the_log_stays_bounded() {
     assert!(log.pages - log.copied < LOG_PAGES);
     assert_eq!(
         d.index.file_bytes().unwrap(),
-        [&d.index.files.db, &d.index.files.wal].map(|f| fs::metadata(f).unwrap().len()).iter().sum()
+        [&d.index.files.db, &d.index.files.wal].map(|f| fs::metadata(f).unwrap().len()).iter().sum::<u64>()
     );
 }
 

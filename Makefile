@@ -1,0 +1,77 @@
+# Targets for people; `make` alone lists them. Needs make, a Rust toolchain, and root for mounting and packages.
+
+CARGO ?= cargo
+PREFIX ?= /usr/local
+DESTDIR ?=
+# mount(8) looks for helpers here and nowhere else, wherever the program itself is.
+SBINDIR ?= /sbin
+UNITDIR ?= /etc/systemd/system
+
+DEPOT ?= $(CURDIR)/depot
+MNT ?= $(CURDIR)/mnt
+TOOLS := $(CURDIR)/.tools
+TARGET := $(shell $(CARGO) metadata --format-version 1 --no-deps 2>/dev/null | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')
+DEPOTFS = $(TARGET)/release/depotfs
+
+# What a mount needs, and what the tests use besides. gcc builds SQLite.
+RUN_PACKAGES := fuse3 gcc libc6-dev
+TEST_PACKAGES := acl attr btrfs-progs e2fsprogs fio git libacl1-dev make pkg-config rsync sqlite3 strace systemd tar util-linux xfsprogs
+
+# Test programs from the registry, as name:version.
+TEST_PROGRAMS := pjdfstest:0.2.2 fsx:0.3.2
+
+.PHONY: help run stop build test bench install uninstall setup run-packages test-packages test-programs test-user
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+
+build: ## the program, optimised
+	$(CARGO) build --release --locked
+
+run: run-packages build ## build, mount ./depot on ./mnt, show that a copy takes no space
+	@test -f "$(DEPOT)/depot.toml" || $(DEPOTFS) init "$(DEPOT)"
+	@mkdir -p "$(MNT)" 2>/dev/null || true
+	@$(DEPOTFS) status "$(DEPOT)" >/dev/null 2>&1 || $(DEPOTFS) mount "$(DEPOT)" "$(MNT)"
+	@DEPOTFS="$(DEPOTFS)" DEPOT="$(DEPOT)" MNT="$(MNT)" sh scripts/sample
+	@echo "The depot stays mounted on $(MNT); unmount it with: make stop"
+
+stop: ## unmount what make run mounted
+	@if grep -qs " $(MNT) fuse" /proc/mounts; then $(DEPOTFS) umount "$(MNT)"; else echo "$(MNT) is not mounted"; fi
+
+test: ## everything: format, lints, unit, integration, tidy and conformance tests
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets --locked -- -D warnings
+	PATH="$(TOOLS)/bin:$$PATH" $(CARGO) test --locked
+
+bench: ## measure; see docs/benchmarks.md
+	PATH="$(TOOLS)/bin:$$PATH" $(CARGO) bench --locked
+
+install: build ## program, mount(8) helper and systemd unit (PREFIX, DESTDIR)
+	install -D -m 755 "$(DEPOTFS)" "$(DESTDIR)$(PREFIX)/bin/depotfs"
+	install -d "$(DESTDIR)$(SBINDIR)" "$(DESTDIR)$(UNITDIR)"
+	ln -sf "$(PREFIX)/bin/depotfs" "$(DESTDIR)$(SBINDIR)/mount.fuse.depotfs"
+	sed 's|/usr/local/bin|$(PREFIX)/bin|' systemd/depotfs@.service > "$(DESTDIR)$(UNITDIR)/depotfs@.service"
+	chmod 644 "$(DESTDIR)$(UNITDIR)/depotfs@.service"
+
+uninstall: ## take away what make install put there
+	rm -f "$(DESTDIR)$(PREFIX)/bin/depotfs" "$(DESTDIR)$(SBINDIR)/mount.fuse.depotfs" "$(DESTDIR)$(UNITDIR)/depotfs@.service"
+
+setup: run-packages test-packages test-programs test-user ## what the tests need: Debian packages, test programs, a user
+
+run-packages:
+	@sh scripts/packages $(RUN_PACKAGES)
+
+test-packages:
+	@sh scripts/packages $(TEST_PACKAGES)
+
+test-programs: test-packages
+	@for program in $(TEST_PROGRAMS); do \
+		name=$${program%%:*} version=$${program##*:}; \
+		grep -qs "\"$$name $$version " "$(TOOLS)/.crates2.json" || \
+			$(CARGO) install --locked --root "$(TOOLS)" --version "=$$version" "$$name" || exit 1; \
+	done
+
+# pjdfstest changes to an ordinary user of this name.
+test-user:
+	@getent passwd tests >/dev/null || { test "$$(id -u)" = 0 && useradd --system --user-group --no-create-home \
+		--home-dir / --shell /usr/sbin/nologin tests; } || echo "make setup: not root, so the user \"tests\" is not made" >&2
