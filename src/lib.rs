@@ -1,9 +1,11 @@
 //! depotfs: repositories of a binary repository manager as ordinary directories.
 
 // From the outside in: each room calls those below it only.
-pub mod fuse;
+pub mod cli;
+pub mod daemon;
 
 pub mod control;
+pub mod fuse;
 
 pub mod jobs;
 pub mod vfs;

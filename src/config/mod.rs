@@ -148,7 +148,7 @@ impl Config {
         };
         let path = |name: &str| get(name).map(|value| tidy(&depot.join(value)));
         let (blob_uid, blob_gid) = keys::parse_owner(get("file-system.blob-owner")?)?;
-        Ok(Config {
+        let config = Config {
             depot: depot.into(),
             id: get("id")?.to_lowercase(),
             template: get("template")?.into(),
@@ -166,7 +166,23 @@ impl Config {
                 blob_uid,
                 blob_gid,
             },
-        })
+        };
+        config.keeps("durability", config.durability.name()).map_err(|why| format!("durability: {why}"))?;
+        Ok(config)
+    }
+}
+
+impl Config {
+    /// Whether the chain can keep what a setting promises; the error says what it can.
+    pub fn keeps(&self, key: &str, value: &str) -> Result<(), String> {
+        if key == "durability" && value == Durability::Remote.name() {
+            return Err(format!(
+                "the template \"{}\" keeps blobs on this host only, so nothing can be remote: use \"close\", the \
+                 strictest it can keep",
+                self.template
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -220,6 +236,8 @@ mod tests {
         let mut values = values();
         values.insert("index", "/fast/index".into());
         values.insert("file-system.dir", "../blobs".into());
+        values.insert("durability", "remote".into());
+        assert!(Config::build(Path::new("/d/e"), &values).unwrap_err().contains("\"close\""));
         values.insert("durability", "close".into());
         let config = Config::build(Path::new("/d/e"), &values).unwrap();
         assert_eq!(config.index, Path::new("/fast/index"));

@@ -6,8 +6,11 @@
 
 mod client;
 mod protocol;
+pub mod report;
 mod server;
+mod service;
 mod socket;
+mod status;
 
 use std::io;
 use std::path::PathBuf;
@@ -15,6 +18,7 @@ use std::path::PathBuf;
 pub use client::{Client, Transfer};
 pub use protocol::{Answer, Bytes, Cause, Failure, LINE_BYTES_MAX, Request, Target, VERSION};
 pub use server::{Handler, Progress, Server};
+pub use service::Service;
 
 /// Name of the socket in the depot.
 pub const SOCKET: &str = "control.sock";

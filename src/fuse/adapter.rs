@@ -159,7 +159,7 @@ impl Filesystem for Adapter {
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         let ino = self.root.ino(ino);
-        self.attr("getattr", ino, self.vfs.attributes_read_anew(ino), reply);
+        self.attr("getattr", ino, self.vfs.attributes(ino), reply);
     }
 
     fn setattr(
@@ -545,7 +545,7 @@ impl Filesystem for Adapter {
 
     fn copy_file_range(
         &self,
-        _req: &Request,
+        req: &Request,
         ino_in: INodeNo,
         _fh_in: FileHandle,
         offset_in: u64,
@@ -561,7 +561,7 @@ impl Filesystem for Adapter {
         }
         let from = Place { ino: self.root.ino(ino_in), offset: offset_in };
         let to = Place { ino: self.root.ino(ino_out), offset: offset_out };
-        match self.vfs.copy_range(from, to, len) {
+        match self.vfs.copy_range(&caller(req), from, to, len) {
             Ok(copied) => reply.written(copied as u32),
             Err(error) => reply.error(self.failed("copy", to.ino, &error)),
         }

@@ -64,7 +64,8 @@ fn mount_options(mounting: &Mounting<'_>) -> Vec<MountOption> {
     let flag = |given: bool, yes: MountOption, no: MountOption| if given { yes } else { no };
     let mut list = vec![
         MountOption::FSName(lossless(mounting.source.as_os_str())),
-        MountOption::Subtype("depotfs".to_owned()),
+        // As an option of the kernel: fuser drops its own kind of subtype where it mounts without fusermount3.
+        MountOption::CUSTOM("subtype=depotfs".to_owned()),
         MountOption::DefaultPermissions,
         flag(options.read_only, MountOption::RO, MountOption::RW),
         flag(options.nosuid, MountOption::NoSuid, MountOption::Suid),

@@ -1,5 +1,7 @@
 //! Work that nobody waits for: a table of plain functions, each on a thread of its own.
 
+pub mod check;
+
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;

@@ -23,3 +23,11 @@ fn field(pid: u32, name: &str) -> Option<String> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     status.lines().find_map(|line| line.strip_prefix(name)).map(|rest| rest.trim().to_owned())
 }
+
+/// Name of the program that process `pid` runs, its first 15 bytes.
+pub fn program(pid: u32) -> Option<String> {
+    if pid == 0 {
+        return None;
+    }
+    fs::read_to_string(format!("/proc/{pid}/comm")).ok().map(|name| name.trim_end().to_owned())
+}

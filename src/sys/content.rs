@@ -2,10 +2,9 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
-use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, FallocateFlags};
+use nix::fcntl::FallocateFlags;
 use nix::sys::stat::futimens;
 use nix::sys::time::{TimeSpec, TimeValLike};
 use nix::unistd::{Whence, lseek};
@@ -73,22 +72,6 @@ pub fn allocate(file: impl AsFd, offset: u64, len: u64, how: Allocate) -> io::Re
     Ok(nix::fcntl::fallocate(file, how.flags(), offset, len)?)
 }
 
-/// Makes the kernel ask the file system anew for the attributes of `path`; its inode number.
-pub fn stat_anew(path: &Path) -> io::Result<u64> {
-    use std::os::unix::ffi::OsStrExt;
-    let path = std::ffi::CString::new(path.as_os_str().as_bytes())?;
-    let flags = AtFlags::AT_SYMLINK_NOFOLLOW.bits() | libc::AT_STATX_FORCE_SYNC;
-    let mut found = std::mem::MaybeUninit::<libc::statx>::zeroed();
-    // SAFETY: the path is NUL-terminated and the kernel fills at most one statx at the address given.
-    let result =
-        unsafe { libc::statx(libc::AT_FDCWD, path.as_ptr(), flags, libc::STATX_BASIC_STATS, found.as_mut_ptr()) };
-    if result != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: zeroed before, and the call filled it.
-    Ok(unsafe { found.assume_init() }.stx_ino)
-}
-
 /// Identity of the mount that holds `file`, not used again during this boot (kernel 6.8), or else the plain mount id.
 pub fn unique_mount_id(file: impl AsFd) -> io::Result<u64> {
     /// From linux/stat.h.
@@ -138,6 +121,5 @@ mod tests {
     fn a_mount_has_an_identity() {
         let here = std::fs::File::open("/").unwrap();
         assert_eq!(unique_mount_id(&here).unwrap(), unique_mount_id(&here).unwrap());
-        assert_eq!(stat_anew(Path::new("/")).unwrap(), here.metadata().unwrap().ino());
     }
 }

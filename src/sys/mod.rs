@@ -1,5 +1,6 @@
 //! Safe words for system calls that std and nix lack; every `unsafe` block of the crate is in here.
 
+pub mod boot;
 pub mod caller;
 pub mod content;
 pub mod file;

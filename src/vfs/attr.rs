@@ -62,16 +62,6 @@ impl Vfs {
         self.attributes_of(node.as_ref(), inode)
     }
 
-    /// As `attributes`, telling a lazy copy that the kernel read them anew.
-    pub fn attributes_read_anew(&self, ino: Ino) -> Result<Attributes> {
-        let mut node = self.nodes.existing(ino);
-        if let Some(clone) = node.as_mut().and_then(|node| node.clone.as_mut()) {
-            clone.refreshed = true;
-        }
-        let inode = self.inode(ino)?;
-        self.attributes_of(node.as_ref(), inode)
-    }
-
     /// As `attributes`, of an inode row that was just read.
     pub(super) fn decorate(&self, inode: Inode) -> Result<Attributes> {
         if inode.kind != Kind::File {
@@ -96,10 +86,8 @@ impl Vfs {
             let (size, mtime, ctime) = (version.size, version.mtime, version.ctime);
             return Ok(Attributes { inode: Inode { size, mtime, ctime, ..inode }, blocks: version.blocks, stable: false });
         }
-        // A finished lazy copy may be written past us, and then its attributes must be asked for again.
-        let stable = node.is_none_or(|node| node.clone.is_none());
         let blocks = if inode.kind == Kind::File { inode.size.div_ceil(512) } else { 0 };
-        Ok(Attributes { inode, blocks, stable })
+        Ok(Attributes { inode, blocks, stable: true })
     }
 
     /// Sets attributes; the answer is what stat(2) shows then.

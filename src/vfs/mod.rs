@@ -7,6 +7,7 @@ pub mod acl;
 pub mod attr;
 pub mod caller;
 pub mod checksums;
+pub mod copiers;
 pub mod copy;
 pub mod descriptors;
 pub mod directory;
@@ -36,6 +37,7 @@ use crate::checksum::Checksum;
 use crate::clock;
 use crate::filestore::Filestore;
 use crate::index::{Index, Seq};
+use crate::vfs::copiers::Copiers;
 use crate::vfs::descriptors::Descriptors;
 use crate::vfs::node::Nodes;
 
@@ -152,8 +154,7 @@ pub struct Vfs {
     verified: Mutex<std::collections::HashSet<Checksum>>,
     /// Things of the recovery at start that an operator should know.
     reports: Mutex<Vec<String>>,
-    /// Lazy copies waiting for the kernel, bounded so that they cannot hold all request threads.
-    clones_waiting: AtomicU64,
+    copiers: Copiers,
     undigested: Mutex<std::collections::VecDeque<Checksum>>,
 }
 
@@ -192,7 +193,7 @@ impl Vfs {
             settings: RwLock::default(),
             verified: Mutex::default(),
             reports: Mutex::default(),
-            clones_waiting: AtomicU64::new(0),
+            copiers: Copiers::default(),
             undigested: Mutex::default(),
             options,
         }

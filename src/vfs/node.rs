@@ -79,7 +79,7 @@ impl Staged {
 /// A copy within the mount of which no byte was moved yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CloneOf {
-    /// The staging file, empty, that the kernel may hold open for writing.
+    /// The staging file, still empty.
     pub file: StagingName,
     /// The blob copied from.
     pub checksum: Checksum,
@@ -87,8 +87,6 @@ pub struct CloneOf {
     pub size: u64,
     /// The bytes from the start that the copy covers by now.
     pub covered: u64,
-    /// The kernel asked for the attributes since the copy began, so that it asks again before it lets a write pass.
-    pub refreshed: bool,
 }
 
 /// What a node's lock guards.
@@ -104,8 +102,7 @@ pub struct State {
     pub serving: Serving,
     /// Newer bytes than the index's content row.
     pub staged: Option<Staged>,
-    /// A lazy copy standing in for an empty staging file: under way while `staged` is there, else finished with its
-    /// writer still open.
+    /// A lazy copy under way, standing in for the empty staging file.
     pub clone: Option<CloneOf>,
     /// A seal that is hashing; a writer cancels it.
     pub sealing: Option<Arc<Sealing>>,

@@ -70,15 +70,18 @@ impl Vfs {
         if inode.kind != Kind::File {
             return Err(if inode.kind == Kind::Directory { Error::IsDirectory } else { Error::Unsupported("open") });
         }
+        let mut lazily = false;
         if changes {
             self.open_to_write(&mut node, &inode, access)?;
+            lazily = access.truncate && self.copiers.is_likely(caller);
             if access.truncate && has_set_id_bits(&inode) && !caller.keeps_set_id_bits() {
                 self.drop_set_id_bits(&inode)?;
             }
         } else {
-            self.materialise(&mut node, &inode)?;
+            self.materialise(&mut node)?;
+            self.copiers.source_opened(caller);
         }
-        let how = self.serve(&mut node, &inode, register)?;
+        let how = self.serve(&mut node, &inode, lazily, register)?;
         if access.read {
             self.note_read(&inode);
         }
@@ -126,7 +129,8 @@ impl Vfs {
             };
         }
         node.staged = Some(Staged::new(row));
-        let how = self.serve(&mut node, &inode, register)?;
+        let lazily = !access.read && self.copiers.is_likely(caller);
+        let how = self.serve(&mut node, &inode, lazily, register)?;
         self.admit(&mut node, access);
         let no_flush = !access.write || self.durability_of(ino)? == Durability::Fsync;
         // Nothing but a request can change the attributes of an empty new file, so the kernel may keep them.
@@ -155,19 +159,9 @@ impl Vfs {
     }
 
     fn last_writer_gone(&self, node: &mut Locked<'_>) {
-        if let Some(clone) = node.clone {
-            // A finished copy needs nothing more; one that stopped half-way becomes bytes.
-            let done = if node.staged.is_none() {
-                self.end_clone(node, clone)
-            } else {
-                self.index.inode(node.ino()).map_err(Error::from).and_then(|inode| {
-                    let inode = inode.ok_or(Error::Stale(node.ino()))?;
-                    self.materialise(node, &inode)
-                })
-            };
-            if let Err(error) = done {
-                tracing::error!("inode {}: the end of a copy failed: {error}", node.ino());
-            }
+        // A copy that stopped half-way.
+        if let Err(error) = self.materialise(node) {
+            tracing::error!("inode {}: the end of a copy failed: {error}", node.ino());
         }
         self.close_staged(node);
     }
@@ -241,8 +235,8 @@ impl Vfs {
         Ok(())
     }
 
-    /// Decides or joins the way by which the kernel reaches the bytes.
-    fn serve(&self, node: &mut Locked<'_>, inode: &Inode, register: Register<'_>) -> Result<How> {
+    /// Decides or joins the way by which the kernel reaches the bytes. `lazily`: through the daemon if there is a choice.
+    fn serve(&self, node: &mut Locked<'_>, inode: &Inode, lazily: bool, register: Register<'_>) -> Result<How> {
         match &node.serving {
             Serving::Passthrough(backing) => return Ok(How::Passthrough(backing.token.clone())),
             Serving::Daemon => return Ok(How::Cached),
@@ -250,6 +244,7 @@ impl Vfs {
         }
         let source = self.source(node, inode)?;
         let backing = match source {
+            Source::Staging(_) if lazily => None,
             Source::Staging(name) => self.staging_backing(name, register)?,
             Source::Blob(sum) => self.blob_backing(inode, &sum, register)?,
         };

@@ -39,7 +39,7 @@ impl Vfs {
             let (source, size) = {
                 let mut node = self.nodes.lock(ino);
                 let inode = self.inode(ino)?;
-                self.materialise(&mut node, &inode)?;
+                self.materialise(&mut node)?;
                 (self.source(&node, &inode)?, inode.size)
             };
             match self.reader(source, size) {

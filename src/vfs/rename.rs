@@ -105,11 +105,7 @@ impl Vfs {
 
     fn force_before_rename(&self, node: &mut Locked<'_>, changes: &mut Vec<Change>) -> Result<()> {
         node.settle();
-        if node.clone.is_some() {
-            if let Some(inode) = self.index.inode(node.ino())? {
-                self.materialise(node, &inode)?;
-            }
-        }
+        self.materialise(node)?;
         let writers = node.writers;
         let Some(staged) = &mut node.staged else { return Ok(()) };
         if staged.row.forced && writers == 0 || staged.row.failed.is_some() {

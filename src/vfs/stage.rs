@@ -93,7 +93,7 @@ impl Vfs {
         if let Some(sealing) = node.sealing.take() {
             sealing.cancel();
         }
-        self.materialise(node, inode)?;
+        self.materialise(node)?;
         if let Some(staged) = &mut node.staged {
             if let Some(why) = &staged.row.failed {
                 return Err(Error::Failed { ino: inode.ino, why: why.clone() });

@@ -47,10 +47,7 @@ impl Vfs {
     /// Forces the bytes of a file and every name and attribute committed so far.
     pub fn fsync(&self, ino: Ino) -> Result<()> {
         if let Some(mut node) = self.nodes.existing(ino) {
-            if node.clone.is_some() && node.staged.is_some() {
-                let inode = self.inode(ino)?;
-                self.materialise(&mut node, &inode)?;
-            }
+            self.materialise(&mut node)?;
             if let Some(staged) = &mut node.staged {
                 let mut row = staged.row.clone();
                 if row.failed.is_none() {

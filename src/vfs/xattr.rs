@@ -29,9 +29,6 @@ impl Vfs {
         if let Some(which) = name.strip_prefix(MADE_UP) {
             return self.made_up_xattr(ino, which);
         }
-        if name == acl::CAPABILITY {
-            self.write_is_coming(ino)?;
-        }
         self.index.xattr(ino, name)?.ok_or(Error::NoAttribute)
     }
 

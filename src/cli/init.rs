@@ -1,0 +1,233 @@
+//! `depotfs init`: makes an empty depot, or nothing at all.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+
+use super::{Exit, Outcome};
+use crate::config::{self, Config, Values};
+use crate::daemon::lock::{self, Holder};
+use crate::daemon::places;
+use crate::daemon::rooms::{self, RootDirectory};
+use crate::sys::mountinfo;
+
+/// Make an empty depot.
+///
+/// DEPOT is made, or is an empty directory: then the root of the tree gets its owner and permissions. When anything goes
+/// wrong nothing is left behind.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  depotfs init /srv/depot
+  depotfs init /srv/depot --set index=/ssd/depot-index --set file-system.dir=/raid/blobs
+  depotfs init /srv/depot --set durability=close
+
+The keys are explained in the depot.toml that is written.")]
+pub struct Args {
+    /// Directory of the new depot.
+    depot: PathBuf,
+    /// Chain of providers that keeps the blobs.
+    #[arg(long, value_name = "NAME")]
+    template: Option<String>,
+    /// Sets a key of depot.toml; may be given several times.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    settings: Vec<String>,
+}
+
+/// Stands in a depot that is being made; holds its id. What is left of an init that was killed is recognised by it.
+const MARKER: &str = ".initialising";
+
+pub fn run(args: Args, out: &mut dyn Write) -> Outcome {
+    let mut values = Values::new();
+    let template = args.template.map(|name| format!("template={name}"));
+    for assignment in template.iter().chain(&args.settings) {
+        let (key, value) =
+            config::assignment(assignment).map_err(|why| super::exit::stop(Exit::Usage, why))?;
+        values.insert(key, value);
+    }
+    let shown = args.depot.display();
+    let depot = places::absolute(&args.depot).with_context(|| format!("depot {shown} cannot be made"))?;
+    let mounts = mountinfo::mounts().context("the mounts cannot be read")?;
+    if mountinfo::holder(&mounts, &depot).is_some_and(|mount| mount.is_depot()) {
+        bail!("depot {shown} cannot be made inside a mounted depot");
+    }
+    let id = make(&depot, values).with_context(|| format!("depot {shown} cannot be made"))?;
+    writeln!(out, "made depot {shown} with id {id}")?;
+    writeln!(out, "mount it with: depotfs mount {shown} MOUNTPOINT")?;
+    Ok(Exit::Ok)
+}
+
+/// Makes it, or takes back what was made.
+fn make(depot: &Path, mut values: Values) -> anyhow::Result<String> {
+    let (root, made) = claim(depot)?;
+    let mut undo = Undo { made, found: Vec::new() };
+    let filled = fill(depot, root, &mut values, &mut undo);
+    if filled.is_err() {
+        undo.run();
+    }
+    filled
+}
+
+/// Makes the directory, or sees that it is empty; what the root of the tree inherits from it, and the directory if it is new.
+fn claim(depot: &Path) -> anyhow::Result<(RootDirectory, Vec<PathBuf>)> {
+    if depot.join(config::FILE).exists() {
+        bail!("it is a depot already");
+    }
+    if !depot.exists() {
+        // What the tree shows is for the tree's permissions to say; the files below it are nobody else's.
+        DirBuilder::new().mode(0o700).create(depot).context("the directory cannot be made")?;
+        let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+        return Ok((RootDirectory { uid, gid, mode: 0o755 }, vec![depot.to_owned()]));
+    }
+    let found = names(depot).context("the directory cannot be read")?;
+    if !found.is_empty() && !depot.join(MARKER).exists() {
+        let first = found.first().map(|name| name.display().to_string()).unwrap_or_default();
+        bail!("the directory is not empty, it has \"{first}\" in it: empty it or name another");
+    }
+    let there = fs::metadata(depot)?;
+    Ok((RootDirectory { uid: there.uid(), gid: there.gid(), mode: there.mode() & 0o7777 }, Vec::new()))
+}
+
+fn fill(depot: &Path, root: RootDirectory, values: &mut Values, undo: &mut Undo) -> anyhow::Result<String> {
+    let depot = &depot.canonicalize()?;
+    let marker = depot.join(MARKER);
+    let _lock = lock::take(depot, &Holder::this("init", None), Duration::ZERO)?;
+    let id = match fs::read_to_string(&marker) {
+        Ok(id) => id,
+        Err(_) => config::new_id().context("no id can be made")?,
+    };
+    // What a killed init left; the lock is held and stays.
+    remove_all_but(depot, &BTreeSet::from([lock::FILE.into(), MARKER.into()]));
+    undo.found.push((depot.clone(), BTreeSet::new()));
+    fs::write(&marker, &id)?;
+    values.insert("id", id.clone());
+    let config = Config::build(depot, values).map_err(anyhow::Error::msg)?;
+    for directory in [&config.index, &config.file_system.dir, &config.log.dir] {
+        if !directory.starts_with(depot) && directory.exists() {
+            undo.found.push((directory.clone(), names(directory)?));
+        }
+    }
+    rooms::make_directories(&config, &mut undo.made)?;
+    fs::create_dir(depot.join("backup"))?;
+    rooms::create(&config, root)?;
+    config::write(depot, values)?;
+    fs::remove_file(marker)?;
+    fs::File::open(depot)?.sync_all()?;
+    Ok(id)
+}
+
+/// What an init has changed so far.
+struct Undo {
+    /// Directories that were not there, outermost first.
+    made: Vec<PathBuf>,
+    /// Directories that were there, with the names they held.
+    found: Vec<(PathBuf, BTreeSet<OsString>)>,
+}
+
+impl Undo {
+    fn run(&self) {
+        for (directory, before) in &self.found {
+            remove_all_but(directory, before);
+        }
+        for directory in self.made.iter().rev() {
+            let _ = fs::remove_dir_all(directory);
+        }
+    }
+}
+
+fn names(directory: &Path) -> std::io::Result<BTreeSet<OsString>> {
+    fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name())).collect()
+}
+
+/// Best effort: this runs where something has failed already.
+fn remove_all_but(directory: &Path, keep: &BTreeSet<OsString>) {
+    for name in names(directory).unwrap_or_default().difference(keep) {
+        let path = directory.join(name);
+        let _ = if path.is_dir() && !path.is_symlink() {
+            fs::remove_dir_all(&path)
+        } else {
+            fs::remove_file(&path)
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_depot_is_made_whole() {
+        let scratch = tempfile::tempdir().unwrap();
+        let depot = scratch.path().join("depot");
+        let id = make(&depot, Values::new()).unwrap();
+        let config = Config::load(&depot).unwrap();
+        assert_eq!(config.id, id);
+        let found: Vec<_> = names(&depot).unwrap().into_iter().collect();
+        for name in ["backup", "depot.toml", "filestore", "index.db", "lock", "log"] {
+            assert!(found.contains(&name.into()), "{name} is missing in {found:?}");
+        }
+        assert!(!depot.join(MARKER).exists());
+        assert_eq!(fs::metadata(&depot).unwrap().mode() & 0o777, 0o700);
+        rooms::open(&config).unwrap();
+        let why = format!("{:#}", make(&depot, Values::new()).unwrap_err());
+        assert!(why.contains("a depot already"), "{why}");
+        rooms::open(&config).unwrap();
+    }
+
+    #[test]
+    fn the_root_of_the_tree_follows_the_directory() {
+        let scratch = tempfile::tempdir().unwrap();
+        let mode = fs::Permissions::from_mode(0o2775);
+        fs::set_permissions(scratch.path(), mode).unwrap();
+        make(scratch.path(), Values::new()).unwrap();
+        let (index, _) = rooms::open(&Config::load(scratch.path()).unwrap()).unwrap();
+        assert_eq!(index.inode(crate::change::ROOT).unwrap().unwrap().mode, 0o2775);
+    }
+
+    #[test]
+    fn a_failed_init_leaves_nothing_behind() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (depot, blobs) = (scratch.path().join("depot"), scratch.path().join("blobs"));
+        let values = || {
+            let mut values = Values::from([("file-system.dir", blobs.display().to_string())]);
+            values.insert("index", scratch.path().join("ix").display().to_string());
+            values
+        };
+        // A depot whose filestore another one uses cannot be made.
+        make(&scratch.path().join("other"), Values::from([("file-system.dir", blobs.display().to_string())]))
+            .unwrap();
+        let before = names(&blobs).unwrap();
+        assert!(make(&depot, values()).is_err());
+        assert!(!depot.exists() && !scratch.path().join("ix").exists());
+        assert_eq!(names(&blobs).unwrap(), before);
+        // The same in a directory that was there.
+        fs::create_dir(&depot).unwrap();
+        assert!(make(&depot, values()).is_err());
+        assert!(names(&depot).unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_is_in_the_way_is_named() {
+        let scratch = tempfile::tempdir().unwrap();
+        fs::write(scratch.path().join("precious"), "").unwrap();
+        let why = format!("{:#}", make(scratch.path(), Values::new()).unwrap_err());
+        assert!(why.contains("\"precious\""), "{why}");
+        assert!(make(&scratch.path().join("a/b"), Values::new()).is_err());
+        assert!(scratch.path().join("precious").exists());
+    }
+
+    #[test]
+    fn an_init_that_was_killed_is_no_obstacle() {
+        let scratch = tempfile::tempdir().unwrap();
+        fs::write(scratch.path().join(MARKER), "00112233445566778899aabbccddeeff").unwrap();
+        fs::write(scratch.path().join("index.db"), "half").unwrap();
+        fs::create_dir(scratch.path().join("filestore")).unwrap();
+        assert_eq!(make(scratch.path(), Values::new()).unwrap(), "00112233445566778899aabbccddeeff");
+    }
+}

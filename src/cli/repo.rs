@@ -1,0 +1,142 @@
+//! `depotfs repo`: settings of repositories.
+
+use std::ffi::{OsStr, OsString};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use super::exit::{Exit, stop};
+use super::{Outcome, depot};
+use crate::config::keys;
+use crate::control::report::Repository;
+use crate::control::{Bytes, Client, Request};
+
+/// Show and change settings of repositories.
+///
+/// A repository is a directory at the top of the tree. Its settings are kept with it and move when it is renamed.
+#[derive(clap::Args)]
+#[command(after_help = after_help())]
+pub struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(clap::Subcommand)]
+enum Verb {
+    /// Names the repositories and the settings that differ from the default.
+    List {
+        /// The depot's directory, or any path inside its mount.
+        depot: PathBuf,
+    },
+    /// Shows all settings of a repository.
+    Show {
+        /// The depot's directory, or any path inside its mount.
+        depot: PathBuf,
+        /// Name of the repository.
+        repository: OsString,
+    },
+    /// Changes settings; `KEY=` goes back to the default.
+    Set {
+        /// The depot's directory, or any path inside its mount.
+        depot: PathBuf,
+        /// Name of the repository.
+        repository: OsString,
+        /// What to set.
+        #[arg(required = true, value_name = "KEY=VALUE")]
+        settings: Vec<String>,
+    },
+}
+
+fn after_help() -> String {
+    let key =
+        |key: &keys::Key| format!("  {:<12} {}\n  {:<12} {}\n", key.name, key.kind.wanted(), "", key.doc);
+    let settings: String = keys::REPOSITORY.iter().map(key).collect();
+    format!(
+        "Settings:\n{settings}\nExamples:\n  \
+         depotfs repo list /srv/depot\n  \
+         depotfs repo set /srv/depot releases durability=close verify=first-open\n  \
+         depotfs repo set /srv/depot releases verify="
+    )
+}
+
+pub fn run(args: Args, out: &mut dyn Write) -> Outcome {
+    match args.verb {
+        Verb::List { depot } => list(&depot, out),
+        Verb::Show { depot, repository } => {
+            let repository = name(&repository);
+            let shown = Client::connect(&depot::find(&depot)?)?
+                .ask(&Request::RepoShow { repository }, &mut |_| {})?;
+            show(&shown, out)
+        }
+        Verb::Set { depot, repository, settings } => {
+            let settings = settings.iter().map(|text| assignment(text)).collect::<anyhow::Result<_>>()?;
+            let request = Request::RepoSet { repository: name(&repository), settings };
+            Client::connect(&depot::find(&depot)?)?.ask::<Repository>(&request, &mut |_| {})?;
+            Ok(Exit::Ok)
+        }
+    }
+}
+
+fn list(depot: &Path, out: &mut dyn Write) -> Outcome {
+    let all: Vec<Repository> = Client::connect(&depot::find(depot)?)?.ask(&Request::RepoList, &mut |_| {})?;
+    for repository in all {
+        write!(out, "{}", repository.name)?;
+        for (key, value) in &repository.settings {
+            write!(out, " {key}={value}")?;
+        }
+        writeln!(out)?;
+    }
+    Ok(Exit::Ok)
+}
+
+fn show(repository: &Repository, out: &mut dyn Write) -> Outcome {
+    for key in keys::REPOSITORY {
+        match repository.settings.get(key.name) {
+            Some(value) => writeln!(out, "{}={value}", key.name)?,
+            None => writeln!(out, "{}={} (default)", key.name, key.default.unwrap_or_default())?,
+        }
+    }
+    Ok(Exit::Ok)
+}
+
+/// The name of a repository, also when its path was completed by the shell.
+fn name(given: &OsStr) -> Bytes {
+    Bytes::from(Path::new(given).components().next_back().map_or(given, |part| part.as_os_str()))
+}
+
+/// `key=value`, or `key=` for the default; checked here as well, so that a mistake is explained without a daemon.
+fn assignment(text: &str) -> anyhow::Result<(String, Option<String>)> {
+    let usage = |why: String| stop(Exit::Usage, why);
+    let (key, value) =
+        text.split_once('=').ok_or_else(|| usage(format!("\"{text}\" is not of the form key=value")))?;
+    let known = keys::find(keys::REPOSITORY, key).map_err(usage)?;
+    if value.is_empty() {
+        return Ok((key.into(), None));
+    }
+    known.kind.check(value).map_err(|why| usage(format!("{key}: {why}")))?;
+    Ok((key.into(), Some(value.into())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_checked_before_they_are_sent() {
+        assert_eq!(assignment("durability=close").unwrap(), ("durability".into(), Some("close".into())));
+        assert_eq!(assignment("verify=").unwrap(), ("verify".into(), None));
+        for (bad, part) in
+            [("verify", "key=value"), ("verfy=always", "\"verify\""), ("verify=maybe", "one of")]
+        {
+            let why = assignment(bad).unwrap_err();
+            assert!(why.to_string().contains(part), "{why}");
+            assert_eq!(super::super::exit::of(&why), Exit::Usage);
+        }
+    }
+
+    #[test]
+    fn a_completed_path_is_a_name() {
+        for given in ["libs", "libs/", "/mnt/repos/libs", "./libs"] {
+            assert_eq!(name(OsStr::new(given)), Bytes::Text("libs".into()), "{given}");
+        }
+    }
+}

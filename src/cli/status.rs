@@ -1,0 +1,270 @@
+//! `depotfs status`: how a depot is doing.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use nix::sys::statvfs::statvfs;
+
+use super::exit::Exit;
+use super::{Outcome, complain, depot, human};
+use crate::config::Config;
+use crate::control::report::{Health, IndexStatus, Layer, Space, Status};
+use crate::control::{Client, Error, Request};
+use crate::daemon::{lock, rooms};
+
+/// Show how a depot is doing: mount, providers, counts, index, and what needs attention.
+///
+/// Without DEPOT, all mounted ones. The exit code is 3 when no daemon runs.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  depotfs status
+  depotfs status /srv/depot --json | jq .dedup_ratio")]
+pub struct Args {
+    /// The depot's directory, or any path inside its mount.
+    depot: Option<PathBuf>,
+    /// Print JSON: one object, or without DEPOT a list of them.
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &Args, out: &mut dyn Write) -> Outcome {
+    match &args.depot {
+        Some(given) => one(&depot::find(given)?, args.json, out),
+        None => all(args.json, out),
+    }
+}
+
+fn one(depot: &Path, json: bool, out: &mut dyn Write) -> Outcome {
+    let (status, exit) = match ask(depot) {
+        Ok(status) => (status, Exit::Ok),
+        Err(Error::NotRunning(_)) => (offline(depot)?, Exit::NotRunning),
+        Err(error) => return Err(error.into()),
+    };
+    match json {
+        true => writeln!(out, "{}", serde_json::to_string_pretty(&status)?)?,
+        false => print(&status, out)?,
+    }
+    Ok(exit)
+}
+
+fn all(json: bool, out: &mut dyn Write) -> Outcome {
+    let (mut found, mut exit) = (Vec::new(), Exit::Ok);
+    for depot in depot::mounted()? {
+        match ask(&depot) {
+            Ok(status) => found.push(status),
+            Err(error) => {
+                complain(&error.to_string());
+                exit = Exit::Failed;
+            }
+        }
+    }
+    if json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&found)?)?;
+    } else {
+        for (i, status) in found.iter().enumerate() {
+            if i > 0 {
+                writeln!(out)?;
+            }
+            print(status, out)?;
+        }
+    }
+    if found.is_empty() && exit == Exit::Ok {
+        complain("no depot is mounted");
+        return Ok(Exit::NotRunning);
+    }
+    Ok(exit)
+}
+
+fn ask(depot: &Path) -> Result<Status, Error> {
+    Client::connect(depot)?.ask(&Request::Status, &mut |_| {})
+}
+
+/// What can be told without a daemon, and without touching the index.
+fn offline(depot: &Path) -> anyhow::Result<Status> {
+    let config = Config::load(depot)?;
+    let path = config.index.join(rooms::INDEX_FILE);
+    let bytes = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
+    let directory = &config.file_system.dir;
+    let (space, health) = match statvfs(directory) {
+        Ok(found) => {
+            let unit = found.fragment_size();
+            let (capacity, available) = (found.blocks() * unit, found.blocks_available() * unit);
+            (Some(Space { capacity, available }), Health::Up)
+        }
+        Err(error) => (None, Health::Failing(error.desc().into())),
+    };
+    let layer = Layer {
+        kind: config.template.clone(),
+        directory: Some(directory.display().to_string()),
+        file_system: None,
+        reflink: false,
+        space,
+        health,
+        children: Vec::new(),
+    };
+    let holder = lock::holder(depot).ok().flatten();
+    let reports = holder
+        .map(|holder| format!("process {} (depotfs {}) is using the depot", holder.pid, holder.command));
+    Ok(Status {
+        depot: depot.display().to_string(),
+        id: config.id,
+        version: env!("CARGO_PKG_VERSION").into(),
+        durability: config.durability.name().into(),
+        chain: vec![layer],
+        index: IndexStatus { path: path.display().to_string(), bytes, filestore_ratio: 0.0 },
+        reports: reports.into_iter().collect(),
+        ..Status::default()
+    })
+}
+
+/// The lines of one depot.
+fn print(status: &Status, out: &mut dyn Write) -> io::Result<()> {
+    let mut line = |name: &str, text: String| writeln!(out, "{name:<11} {text}");
+    line("depot", format!("{} (id {})", status.depot, status.id))?;
+    match &status.mount {
+        None => line("mount", "none: no daemon is running".into())?,
+        Some(mount) => {
+            let mut text = format!(
+                "{} by process {} since {}",
+                mount.mountpoint,
+                mount.pid,
+                human::duration(mount.age_s)
+            );
+            for (what, value) in [(", options ", &mount.options), (", only ", &mount.subdir)] {
+                if !value.is_empty() {
+                    text.push_str(&format!("{what}{value}"));
+                }
+            }
+            line("mount", text)?;
+        }
+    }
+    if status.running {
+        let why = if status.reads.why.is_empty() { String::new() } else { format!(": {}", status.reads.why) };
+        line("reads", format!("{}{why}", status.reads.mode))?;
+    }
+    line("durability", status.durability.clone())?;
+    for layer in &status.chain {
+        line("filestore", describe(layer))?;
+    }
+    if !status.running {
+        line("index", format!("{}, {}", status.index.path, human::bytes(status.index.bytes)))?;
+        return tell_troubles(status, out);
+    }
+    let (counts, pending) = (&status.counts, &status.pending);
+    line("tree", tree(status))?;
+    let blobs = human::count(counts.blobs, "blob");
+    line(
+        "blobs",
+        format!("{blobs}, {}, dedup ratio {:.2}", human::bytes(counts.blob_bytes), status.dedup_ratio),
+    )?;
+    let percent = status.index.filestore_ratio * 100.0;
+    let index_bytes = human::bytes(status.index.bytes);
+    line("index", format!("{}, {index_bytes}, {percent:.1} % of the blobs", status.index.path))?;
+    let closed = human::count(pending.closed, "closed file");
+    let bytes = human::bytes(pending.bytes);
+    line("pending", format!("{} being written, {closed} with {bytes} to seal", pending.dirty))?;
+    tell_troubles(status, out)
+}
+
+fn tree(status: &Status) -> String {
+    let counts = &status.counts;
+    format!(
+        "{}, {}, {} with {}, {} others, {}",
+        human::count(counts.repositories, "repository"),
+        human::count(counts.directories, "directory"),
+        human::count(counts.files, "file"),
+        human::bytes(counts.logical_bytes),
+        counts.others,
+        human::count(counts.orphans, "orphan"),
+    )
+}
+
+/// One provider: type, directory, room, health.
+fn describe(layer: &Layer) -> String {
+    let mut text = layer.kind.clone();
+    if let Some(directory) = &layer.directory {
+        text.push_str(&format!(" {directory}"));
+    }
+    if let Some(file_system) = &layer.file_system {
+        text.push_str(&format!(" on {file_system}"));
+    }
+    if layer.reflink {
+        text.push_str(" with reflinks");
+    }
+    if let Some(space) = layer.space {
+        text.push_str(&format!(
+            ": {} free of {}",
+            human::bytes(space.available),
+            human::bytes(space.capacity)
+        ));
+    }
+    match &layer.health {
+        Health::Up => text.push_str(", up"),
+        Health::Failing(why) => text.push_str(&format!(", FAILING: {why}")),
+    }
+    for child in &layer.children {
+        text.push_str(&format!("; below it {}", describe(child)));
+    }
+    text
+}
+
+/// What needs attention, a line each.
+fn tell_troubles(status: &Status, out: &mut dyn Write) -> io::Result<()> {
+    for trouble in &status.failed {
+        writeln!(out, "! cannot be sealed: {}: {}", trouble.what, trouble.why)?;
+    }
+    for aside in &status.aside {
+        let (size, age) = (human::bytes(aside.bytes), human::duration(aside.age_s));
+        writeln!(out, "! set aside {age} ago as {} ({size}): {}", aside.name, aside.why)?;
+    }
+    for trouble in &status.damaged {
+        writeln!(out, "! damaged: {}: {}", trouble.what, trouble.why)?;
+    }
+    for report in &status.reports {
+        writeln!(out, "! {report}")?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::report::{Aside, Counts, MountStatus, Reads, Trouble};
+
+    #[test]
+    fn everything_that_needs_attention_is_printed() {
+        let trouble = |what: &str| Trouble { what: what.into(), why: "because".into() };
+        let status = Status {
+            depot: "/d".into(),
+            running: true,
+            mount: Some(MountStatus {
+                mountpoint: "/m".into(),
+                pid: 7,
+                options: "ro".into(),
+                ..MountStatus::default()
+            }),
+            reads: Reads { mode: "daemon".into(), why: "an ordinary user mounts".into() },
+            counts: Counts { files: 3, ..Counts::default() },
+            failed: vec![trouble("libs/x")],
+            damaged: vec![trouble("da39")],
+            aside: vec![Aside { name: "42".into(), path: None, bytes: 5, age_s: 3, why: "torn".into() }],
+            reports: vec!["libs/y: removed".into()],
+            ..Status::default()
+        };
+        let mut out = Vec::new();
+        print(&status, &mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        for part in [
+            "/m by process 7",
+            "options ro",
+            "an ordinary user",
+            "3 files",
+            "libs/x",
+            "da39",
+            "torn",
+            "libs/y",
+        ] {
+            assert!(text.contains(part), "{part} is missing in\n{text}");
+        }
+    }
+}

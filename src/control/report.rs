@@ -1,0 +1,259 @@
+//! The shapes of answers: what the daemon fills in and the commands print.
+//!
+//! They are also what `--json` shows, so names stay as they are once released; new fields may be added.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::Bytes;
+
+/// Everything `depotfs status` shows.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Status {
+    /// The depot's directory.
+    pub depot: String,
+    /// Its id.
+    pub id: String,
+    /// Version of the program that answers.
+    pub version: String,
+    /// Whether a daemon runs for it; what only a daemon knows is empty otherwise.
+    pub running: bool,
+    /// The mount.
+    pub mount: Option<MountStatus>,
+    /// What close(2) waits for at least.
+    pub durability: String,
+    /// How reads are served.
+    pub reads: Reads,
+    /// The chain of providers, outermost first.
+    pub chain: Vec<Layer>,
+    /// What is in the tree.
+    pub counts: Counts,
+    /// Bytes of all files over bytes of all blobs; 1 for an empty depot.
+    pub dedup_ratio: f64,
+    /// The index.
+    pub index: IndexStatus,
+    /// Content on its way into the filestore.
+    pub pending: Pending,
+    /// Files whose newest bytes cannot be sealed.
+    pub failed: Vec<Trouble>,
+    /// Bytes that were set aside and can be had with `blob rescue`.
+    pub aside: Vec<Aside>,
+    /// Blobs found missing, of the wrong size or altered.
+    pub damaged: Vec<Trouble>,
+    /// What recovery at the start of the daemon found.
+    pub reports: Vec<String>,
+}
+
+/// Where and how a depot is mounted.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MountStatus {
+    /// Where.
+    pub mountpoint: String,
+    /// The daemon.
+    pub pid: u32,
+    /// Seconds since it started.
+    pub age_s: u64,
+    /// The `-o` options it was given.
+    pub options: String,
+    /// Whether changes are refused.
+    pub read_only: bool,
+    /// The directory of the tree that is the root of the mount; empty for the whole tree.
+    pub subdir: String,
+}
+
+/// How bytes get to readers.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Reads {
+    /// `passthrough` or `daemon`.
+    pub mode: String,
+    /// Why.
+    pub why: String,
+}
+
+/// One provider of the chain.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Layer {
+    /// Its type.
+    pub kind: String,
+    /// Its directory.
+    #[serde(default)]
+    pub directory: Option<String>,
+    /// Type of that directory's file system.
+    #[serde(default)]
+    pub file_system: Option<String>,
+    /// Whether copies there can share blocks.
+    #[serde(default)]
+    pub reflink: bool,
+    /// Its room.
+    #[serde(default)]
+    pub space: Option<Space>,
+    /// Whether it works.
+    pub health: Health,
+    /// Providers below it.
+    #[serde(default)]
+    pub children: Vec<Layer>,
+}
+
+/// Room of a provider.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Space {
+    /// Bytes in all.
+    pub capacity: u64,
+    /// Bytes the daemon may still use.
+    pub available: u64,
+}
+
+/// Whether a provider works.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Health {
+    /// It does.
+    Up,
+    /// It does not, and why.
+    Failing(String),
+}
+
+/// What is in the tree and in the filestore.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Counts {
+    /// Directories at the top.
+    pub repositories: u64,
+    /// Directories in all.
+    pub directories: u64,
+    /// Regular files.
+    pub files: u64,
+    /// Everything else: links, pipes, sockets, devices.
+    pub others: u64,
+    /// Inodes without a name.
+    pub orphans: u64,
+    /// Bytes of all files.
+    pub logical_bytes: u64,
+    /// Blobs.
+    pub blobs: u64,
+    /// Bytes of all blobs.
+    pub blob_bytes: u64,
+}
+
+/// The index.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct IndexStatus {
+    /// Its file.
+    pub path: String,
+    /// Bytes of it and of its write-ahead log.
+    pub bytes: u64,
+    /// Those bytes over the bytes of all blobs; 0 while there are none.
+    pub filestore_ratio: f64,
+}
+
+/// Content on its way into the filestore.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Pending {
+    /// Files with a writer.
+    pub dirty: u64,
+    /// Files without one that wait to be sealed.
+    pub closed: u64,
+    /// Bytes of those.
+    pub bytes: u64,
+}
+
+/// Something that needs attention.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trouble {
+    /// A path or checksum.
+    pub what: String,
+    /// What is wrong.
+    pub why: String,
+}
+
+/// Bytes that were set aside.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Aside {
+    /// The name `blob rescue` takes.
+    pub name: String,
+    /// The path the bytes were written to, if known.
+    pub path: Option<Bytes>,
+    /// How many.
+    pub bytes: u64,
+    /// Seconds since they were set aside.
+    pub age_s: u64,
+    /// Why.
+    pub why: String,
+}
+
+/// What `flush` did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Flushed {
+    /// Files closed meanwhile, or that could not be sealed yet and are tried again.
+    pub left: u64,
+    /// Files that still have a writer, forced but not sealed.
+    pub open: u64,
+    /// Files that could not be sealed.
+    pub failed: Vec<Trouble>,
+}
+
+/// One repository.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Repository {
+    /// Its name.
+    pub name: Bytes,
+    /// The settings that differ from the default.
+    pub settings: BTreeMap<String, String>,
+}
+
+/// Where a blob is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Located {
+    /// Its name.
+    pub sha1: String,
+    /// Its bytes.
+    pub size: u64,
+    /// The files that hold it: provider and path.
+    pub places: Vec<Place>,
+    /// Paths of the tree that show it; cut after a thousand.
+    pub paths: Vec<Bytes>,
+    /// How many inodes have it as their content.
+    pub references: u64,
+}
+
+/// One copy of a blob.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// Type of the provider.
+    pub provider: String,
+    /// Where.
+    pub path: Bytes,
+}
+
+/// The outcome of `blob verify`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verified {
+    /// Its name.
+    pub sha1: String,
+    /// Bytes read.
+    pub size: u64,
+    /// What is wrong with them; `None`: nothing.
+    pub wrong: Option<String>,
+}
+
+/// All checksums of one content.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checksums {
+    /// SHA-1, the blob's name.
+    pub sha1: String,
+    /// SHA-256.
+    pub sha256: String,
+    /// MD5.
+    pub md5: String,
+    /// BLAKE3.
+    pub blake3: String,
+    /// Bytes.
+    pub size: u64,
+}

@@ -1,0 +1,269 @@
+//! The daemon of one mount: what is started in which order, and stopped in the reverse one.
+//!
+//! 1. logging, so that everything after it can be heard;
+//! 2. the depot's lock, held to the end of the process: nothing of the depot is touched without it;
+//! 3. dead mounts of this depot are taken away, limits raised;
+//! 4. index, filestore, tree; recovery of what the last daemon left;
+//! 5. the kernel session: from here on requests are answered;
+//! 6. jobs, then the control socket;
+//! 7. signals; then `ready` to whoever waits.
+//!
+//! It ends when the tree is unmounted, by whomever: then the control socket closes, the jobs finish their round, everything
+//! is sealed and forced, and the process ends, which gives back the lock. SIGTERM, SIGINT and the request `stop` flush and
+//! unmount first; when the mount is busy it is detached, its users get some seconds, and then the daemon ends all the same.
+
+pub mod detach;
+pub mod lock;
+mod logging;
+mod notify;
+pub mod places;
+pub mod rooms;
+pub mod users;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use parking_lot::Mutex;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGIO, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use self::detach::Handover;
+use self::lock::Holder;
+use self::logging::Logging;
+use crate::config::Config;
+use crate::control::{self, Service, report::MountStatus};
+use crate::fuse::{Mounting, Session};
+use crate::fuse::options::{Options, Switch};
+use crate::jobs;
+use crate::sys::{mountinfo, process};
+use crate::vfs::Vfs;
+
+/// What is to be mounted where.
+#[derive(Debug)]
+pub struct Plan {
+    /// The depot, canonical.
+    pub depot: PathBuf,
+    /// The mountpoint, canonical.
+    pub mountpoint: PathBuf,
+    /// How.
+    pub options: Options,
+    /// The options as they were given, for `status`.
+    pub options_text: String,
+}
+
+/// How long users of a busy mount get when the daemon is told to stop.
+const GRACE: Duration = Duration::from_secs(5);
+/// How long the last flush may take: what is left is forced at least, and sealed by the next mount.
+const LAST_FLUSH_LONGEST: Duration = Duration::from_secs(60);
+
+/// Mounts, serves until unmounted, and puts everything away. In the background `handover` hears when the mount answers.
+pub fn run(plan: &Plan, handover: Option<Handover>) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let config = Config::load(&plan.depot)?;
+    let logging = logging::start(&config.log, handover.is_some())?;
+    let holder = Holder::this("mount", Some(&plan.mountpoint));
+    let lock = lock::take(&plan.depot, &holder, lock::PATIENCE)?;
+    places::clear_dead_mounts(&plan.depot)?;
+    places::refuse_nesting(&config, &plan.mountpoint)?;
+    prepare_process();
+    let vfs = rooms::tree(&config, &plan.options, &plan.mountpoint)?;
+    let mounting = Mounting { mountpoint: &plan.mountpoint, source: &plan.depot, options: &plan.options };
+    let session = Session::mount(Arc::clone(&vfs), &mounting)
+        .with_context(|| {
+            format!("{} cannot be mounted on {}", plan.depot.display(), plan.mountpoint.display())
+        })?;
+    insist_on_passthrough(&plan.options, &vfs)?;
+    let workers = jobs::start(&vfs).context("the background jobs cannot be started")?;
+    let stop = Stop::new(&plan.mountpoint, &vfs);
+    let server = control::Server::start(&plan.depot, service(plan, config, &vfs, &logging, &stop, started))?;
+    let signals = handle_signals(&stop, &logging)?;
+    announce(plan, handover, &logging, started);
+
+    let served = session.run().context("the kernel session ended with an error");
+
+    stop.session_ended();
+    notify::notify("STOPPING=1\nSTATUS=finishing what was written");
+    signals.close();
+    drop(server);
+    drop(workers);
+    put_away(&vfs);
+    tracing::info!("ended");
+    // The end of the process gives the lock back: whoever waits for it may count on the process being gone.
+    std::mem::forget(lock);
+    served
+}
+
+/// Limits and habits of the process, none of which is worth failing for.
+fn prepare_process() {
+    if let Err(error) = process::raise_open_files() {
+        tracing::warn!(%error, "the limit on open files cannot be raised");
+    }
+    if process::is_root()
+        && let Err(error) = process::go_late_when_memory_runs_out()
+    {
+        tracing::debug!(%error, "the daemon cannot ask to be spared when memory runs out");
+    }
+    // Breaking a lease sends SIGIO, which would end the process.
+    let ignored = signal_hook::flag::register(SIGIO, Arc::new(AtomicBool::new(false)));
+    if let Err(error) = ignored {
+        tracing::warn!(%error, "SIGIO cannot be handled");
+    }
+}
+
+fn insist_on_passthrough(options: &Options, vfs: &Vfs) -> anyhow::Result<()> {
+    if options.passthrough == Switch::On && !vfs.passthrough() {
+        bail!(
+            "mount option passthrough=on: {}; leave the option out to mount without it",
+            vfs.status().reads
+        );
+    }
+    Ok(())
+}
+
+/// What answers on the control socket.
+fn service(
+    plan: &Plan,
+    config: Config,
+    vfs: &Arc<Vfs>,
+    logging: &Logging,
+    stop: &Arc<Stop>,
+    started: Instant,
+) -> control::Handler {
+    let mount = MountStatus {
+        mountpoint: plan.mountpoint.display().to_string(),
+        pid: std::process::id(),
+        age_s: 0,
+        options: plan.options_text.clone(),
+        read_only: plan.options.read_only,
+        subdir: plan.options.subdir.clone().unwrap_or_default(),
+    };
+    let (logging, stop) = (logging.clone(), Arc::clone(stop));
+    let service = Service {
+        config,
+        vfs: Arc::clone(vfs),
+        mount,
+        started,
+        set_log_level: Box::new(move |level| logging.set_level(level).map_err(|error| format!("{error:#}"))),
+        stop: Box::new(move || stop.begin("asked to")),
+        flushing: Arc::default(),
+    };
+    Arc::new(move |request, progress| service.answer(request, progress))
+}
+
+/// SIGTERM and SIGINT stop, SIGHUP opens the log again.
+fn handle_signals(stop: &Arc<Stop>, logging: &Logging) -> anyhow::Result<signal_hook::iterator::Handle> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("signals cannot be handled")?;
+    let handle = signals.handle();
+    let (stop, logging) = (Arc::clone(stop), logging.clone());
+    let thread = std::thread::Builder::new().name("signals".into()).spawn(move || {
+        for signal in signals.forever() {
+            match signal {
+                SIGHUP => match logging.reopen() {
+                    Ok(()) => tracing::info!("log opened again"),
+                    Err(error) => tracing::error!("{error:#}"),
+                },
+                _ => stop.begin("signalled"),
+            }
+        }
+    });
+    thread.context("the thread for signals cannot be started")?;
+    Ok(handle)
+}
+
+/// The mount answers: tells the log, systemd and the command.
+fn announce(plan: &Plan, handover: Option<Handover>, logging: &Logging, started: Instant) {
+    let (depot, mountpoint) = (plan.depot.display(), plan.mountpoint.display());
+    let took_ms = started.elapsed().as_millis() as u64;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), took_ms, "{depot} is mounted on {mountpoint}");
+    notify::notify(&format!("READY=1\nSTATUS={depot} is mounted on {mountpoint}"));
+    if let Some(handover) = handover
+        && let Err(error) = handover.ready(logging.standard_error().as_ref())
+    {
+        tracing::warn!(%error, "the daemon cannot let go of the terminal");
+    }
+}
+
+/// The last flush.
+fn put_away(vfs: &Vfs) {
+    match vfs.flush_all(Instant::now() + LAST_FLUSH_LONGEST) {
+        Ok(0) => {}
+        Ok(left) => tracing::info!(left, "files were forced but not sealed; the next mount does it"),
+        Err(error) => {
+            tracing::error!("not everything could be sealed and forced, the next mount tries again: {error}")
+        }
+    }
+}
+
+/// The way to an orderly end from inside.
+struct Stop {
+    mountpoint: PathBuf,
+    vfs: Arc<Vfs>,
+    begun: AtomicBool,
+    ended: Mutex<bool>,
+    changed: parking_lot::Condvar,
+}
+
+impl Stop {
+    fn new(mountpoint: &Path, vfs: &Arc<Vfs>) -> Arc<Stop> {
+        Arc::new(Stop {
+            mountpoint: mountpoint.into(),
+            vfs: Arc::clone(vfs),
+            begun: AtomicBool::new(false),
+            ended: Mutex::new(false),
+            changed: parking_lot::Condvar::new(),
+        })
+    }
+
+    /// Starts to stop, once; returns at once.
+    fn begin(self: &Arc<Stop>, why: &str) {
+        if self.begun.swap(true, SeqCst) {
+            return;
+        }
+        tracing::info!("stopping: {why}");
+        notify::notify("STOPPING=1\nSTATUS=sealing and forcing what was written");
+        let stop = Arc::clone(self);
+        let thread = std::thread::Builder::new().name("stop".into()).spawn(move || stop.run());
+        if let Err(error) = thread {
+            tracing::error!(%error, "the daemon cannot stop by itself: unmount it");
+            self.begun.store(false, SeqCst);
+        }
+    }
+
+    fn run(&self) {
+        put_away(&self.vfs);
+        if let Err(error) = mountinfo::unmount(&self.mountpoint, false) {
+            self.explain(&error);
+            if let Err(error) = mountinfo::unmount(&self.mountpoint, true) {
+                tracing::error!(%error, "{} cannot be unmounted", self.mountpoint.display());
+            }
+        }
+        let mut ended = self.ended.lock();
+        if !*ended {
+            self.changed.wait_for(&mut ended, GRACE);
+        }
+        if *ended {
+            return; // The main thread does the rest.
+        }
+        drop(ended);
+        tracing::warn!("the mount is still in use; ending all the same, its users get errors from now on");
+        put_away(&self.vfs);
+        std::process::exit(0);
+    }
+
+    /// Says who holds a busy mount.
+    fn explain(&self, error: &std::io::Error) {
+        let mounts = mountinfo::depots().unwrap_or_default();
+        let users = places::mount_at(&mounts, &self.mountpoint).map(users::users).unwrap_or_default();
+        let users: Vec<String> = users.iter().map(ToString::to_string).collect();
+        tracing::warn!(%error, users = users.join(", "), "detaching {}", self.mountpoint.display());
+    }
+
+    /// The kernel session is over.
+    fn session_ended(&self) {
+        *self.ended.lock() = true;
+        self.changed.notify_all();
+    }
+}

@@ -1,0 +1,149 @@
+//! Putting the rooms together: from a configuration to an index, a filestore and a tree over both.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+
+use crate::change::{Ino, Kind, ROOT};
+use crate::checksum::unhex;
+use crate::clock;
+use crate::config::{Atime, Config, Durability};
+use crate::filestore::{self, Filestore};
+use crate::fuse::options::{Options, Switch};
+use crate::index::{self, Index};
+use crate::sys;
+use crate::sys::file::FileSystemType;
+use crate::vfs::{self, Vfs};
+
+/// Name of the index in its directory.
+pub const INDEX_FILE: &str = "index.db";
+
+/// Closed files that may wait to be sealed, beyond which writers wait.
+const BACKLOG_FILES_MAX: u64 = 100_000;
+/// The same in bytes.
+const BACKLOG_BYTES_MAX: u64 = 64 << 30;
+
+/// Owner and permission bits of the root of a new tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RootDirectory {
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Permission bits.
+    pub mode: u32,
+}
+
+/// Makes the index and the filestore of a new depot, whose directories exist.
+pub fn create(config: &Config, root: RootDirectory) -> anyhow::Result<()> {
+    refuse_network(&config.index)?;
+    let depot_id = depot_id(config)?;
+    filestore::FileSystem::create(&config.file_system.dir, depot_id, &filestore_options(config))?;
+    let RootDirectory { uid, gid, mode } = root;
+    Index::create(
+        &config.index.join(INDEX_FILE),
+        &index::Init { depot_id, uid, gid, mode, at: clock::now() },
+    )?;
+    Ok(())
+}
+
+/// Opens index and filestore; the caller holds the depot's lock.
+pub fn open(config: &Config) -> anyhow::Result<(Index, Filestore)> {
+    refuse_network(&config.index)?;
+    let depot_id = depot_id(config)?;
+    let index = Index::open(&config.index.join(INDEX_FILE))?;
+    if index.depot_id() != depot_id {
+        bail!(
+            "the index {} belongs to another depot than depot.toml says: put back the index or the depot.toml that belong \
+             together",
+            config.index.join(INDEX_FILE).display()
+        );
+    }
+    let store = Filestore::open(&config.file_system.dir, depot_id, &filestore_options(config))?;
+    Ok((index, store))
+}
+
+/// The tree as it is to be mounted, with what the last daemon left put in order.
+pub fn tree(config: &Config, options: &Options, mountpoint: &Path) -> anyhow::Result<Arc<Vfs>> {
+    let (index, store) = open(config)?;
+    let subdir = match &options.subdir {
+        Some(path) => subdir(&index, path)?,
+        None => ROOT,
+    };
+    let mount_id =
+        sys::boot::mount_id(&config.file_system.dir).context("the filestore's mount cannot be identified")?;
+    let durability = options.durability.unwrap_or_default().max(config.durability);
+    let vfs = Vfs::new(
+        index,
+        store,
+        vfs::Options {
+            mountpoint: mountpoint.into(),
+            subdir,
+            read_only: options.read_only,
+            noatime: options.atime.unwrap_or(config.atime) == Atime::Noatime,
+            durability: match durability {
+                Durability::Fsync => vfs::Durability::Fsync,
+                // `remote` is refused where it is configured, as no chain can keep it yet.
+                Durability::Close | Durability::Remote => vfs::Durability::Close,
+            },
+            passthrough: options.passthrough != Switch::Off,
+            backlog_bytes_max: BACKLOG_BYTES_MAX,
+            backlog_files_max: BACKLOG_FILES_MAX,
+            mount_id,
+        },
+    );
+    let found = vfs.recover().context("what the last daemon left cannot be put in order")?;
+    if found != vfs::recover::Recovered::default() {
+        tracing::info!(?found, "put in order what the last daemon left");
+    }
+    Ok(Arc::new(vfs))
+}
+
+/// The directory of the tree that the option `subdir` names.
+fn subdir(index: &Index, path: &str) -> anyhow::Result<Ino> {
+    match index.resolve(path.as_bytes())? {
+        Some(inode) if inode.kind == Kind::Directory => Ok(inode.ino),
+        Some(_) => bail!("mount option subdir={path}: it is not a directory"),
+        None => bail!("mount option subdir={path}: there is no such directory in the depot"),
+    }
+}
+
+fn depot_id(config: &Config) -> anyhow::Result<[u8; 16]> {
+    unhex(&config.id).with_context(|| format!("\"{}\" is no depot id", config.id))
+}
+
+fn filestore_options(config: &Config) -> filestore::Options {
+    let leaf = &config.file_system;
+    let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+    let owner = (leaf.blob_uid.unwrap_or(uid), leaf.blob_gid.unwrap_or(gid));
+    let blob_owner = (leaf.blob_uid.is_some() || leaf.blob_gid.is_some()).then_some(owner);
+    filestore::Options { blob_mode: leaf.blob_mode, blob_owner }
+}
+
+/// SQLite's shared memory and locks do not work between hosts, and would fail silently.
+fn refuse_network(directory: &Path) -> anyhow::Result<()> {
+    let what = || format!("the directory of the index, {}, cannot be used", directory.display());
+    let kind = File::open(directory).and_then(FileSystemType::of).with_context(what)?;
+    if kind.is_network() {
+        bail!(
+            "the index cannot be on {}, which is {}: set \"index\" in depot.toml to a directory on a local disk",
+            directory.display(),
+            kind.name()
+        );
+    }
+    Ok(())
+}
+
+/// Makes the directories that the configuration names and that are missing, and notes each in `made` at once.
+pub fn make_directories(config: &Config, made: &mut Vec<PathBuf>) -> anyhow::Result<()> {
+    for directory in [&config.index, &config.file_system.dir, &config.log.dir] {
+        let missing: Vec<&Path> = directory.ancestors().take_while(|dir| !dir.exists()).collect();
+        for dir in missing.into_iter().rev() {
+            fs::create_dir(dir).with_context(|| format!("directory {} cannot be made", dir.display()))?;
+            made.push(dir.to_owned());
+        }
+    }
+    Ok(())
+}
