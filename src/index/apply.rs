@@ -259,18 +259,18 @@ impl Commit<'_> {
                 None => Error::no_inode(ino),
             });
         }
-        let (kind, size, sum, ctime) = sql::delete_inode(self.c, ino)?.ok_or_else(|| Error::no_inode(ino))?;
-        self.count(kind, -1);
+        let ended = sql::delete_inode(self.c, ino)?.ok_or_else(|| Error::no_inode(ino))?;
+        self.count(ended.kind, -1);
         sql::delete_xattrs(self.c, ino)?;
-        match kind {
+        match ended.kind {
             Kind::Symlink => sql::delete_target(self.c, ino)?,
             Kind::Directory => sql::delete_settings(self.c, ino)?,
             Kind::File => sql::delete_staged(self.c, ino)?,
             _ => {}
         }
-        if let Some(sum) = sum {
-            self.effects.counts[LOGICAL] -= size as i64;
-            sql::drop_ref(self.c, &sum, ctime)?;
+        if let Some(sum) = ended.checksum {
+            self.effects.counts[LOGICAL] -= ended.size as i64;
+            sql::drop_ref(self.c, &sum, ended.ctime)?;
         }
         Ok(())
     }

@@ -318,6 +318,7 @@ fn mend(c: &Connection, problem: &Problem, mark: &mut u64) -> Result<()> {
             Some((parent, name)) => sql::delete_dentry(c, parent, &name, *ino).map(drop),
             None => Ok(()),
         },
+        Unnamed(ino) if sql::parent(c, *ino)?.is_some() => Ok(()),
         Unnamed(ino) => {
             let name = format!("#{ino}");
             sql::insert_dentry(c, LOST_FOUND, name.as_bytes(), fresh(mark), *ino).map(drop)

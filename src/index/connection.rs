@@ -18,13 +18,13 @@ use super::{schema, sql};
 /// Page cache of the writer: the inner pages of every tree of a large index, and the leaves in use.
 const WRITER_CACHE_KIB: u32 = 16 * 1024;
 /// Page cache of each reader.
-const READER_CACHE_KIB: u32 = 64 * 1024;
+const READER_CACHE_KIB: u32 = 4 * 1024;
 /// Page cache of a connection that only copies.
 const SMALL_CACHE_KIB: u32 = 256;
 /// Readers kept for the next question; more are opened when more threads ask at once, and closed again.
 const READERS_KEPT: usize = 8;
 /// Beyond this many pages (32 MiB) a commit empties the write-ahead log itself, where `Index::sync` did not.
-const LOG_PAGES_MAX: u32 = 8192;
+pub(super) const LOG_PAGES_MAX: u32 = 16 * 1024;
 /// Nobody else should hold a lock; whoever does, as a `sqlite3` of an operator, is waited for this long.
 const BUSY_WAIT: Duration = Duration::from_secs(5);
 

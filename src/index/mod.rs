@@ -48,7 +48,7 @@ use crate::checksum::{Checksum, Hasher, hex, unhex};
 pub const LINK_MAX: u32 = i32::MAX as u32;
 
 /// `Index::sync` copies the write-ahead log back into the file when it has grown by this many pages (8 MiB).
-const LOG_PAGES: i64 = 2048;
+const LOG_PAGES: i64 = 4096;
 
 /// Number of a commit since the index was opened, in the order in which they were made; the first is 1.
 pub type Seq = u64;
@@ -146,7 +146,13 @@ impl Index {
     fn open_with(path: &Path, steps: &[schema::Step], known: i64) -> Result<Index> {
         let files = Files::of(path);
         let locked = Reserve::lock(&files.reserve)?;
-        let writer = connection::open_verified(&files, steps, known)?;
+        let mut writer = connection::open_verified(&files, steps, known);
+        // Opening takes some space too, for the shared memory; on a full disk it is to work, so that removals can.
+        if let (Err(Error::Full { .. }), Some(reserve)) = (&writer, &locked) {
+            reserve.release();
+            writer = connection::open_verified(&files, steps, known);
+        }
+        let writer = writer?;
         let reserve = match locked {
             Some(reserve) => reserve,
             None => Reserve::make(&files.reserve)?,
@@ -453,6 +459,7 @@ impl Index {
 
 /// Everything a new index has.
 fn fill(c: &Connection, init: &Init) -> Result<()> {
+    sql::set_page_size(c, schema::PAGE_BYTES)?;
     sql::use_log(c)?;
     sql::durable_commits(c)?;
     sql::set_application_id(c, schema::APPLICATION_ID)?;

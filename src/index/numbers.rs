@@ -37,4 +37,10 @@ impl Numbers {
         self.next += 1;
         self.next - 1
     }
+
+    /// Leaves only `left` numbers below the mark.
+    #[cfg(test)]
+    pub fn skip_to_mark(&mut self, left: u64) {
+        self.next = self.mark - left;
+    }
 }

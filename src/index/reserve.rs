@@ -90,6 +90,12 @@ impl Reserve {
         }
     }
 
+    /// Bytes held now.
+    #[cfg(test)]
+    pub fn bytes(&self) -> u64 {
+        self.file.as_ref().map_or(0, |f| f.metadata().map_or(0, |m| m.len()))
+    }
+
     fn space(&self) -> bool {
         statvfs(&self.path).is_ok_and(|fs| fs.blocks_available() * fs.fragment_size() >= 2 * RESERVE_BYTES)
     }

@@ -132,11 +132,24 @@ pub(super) fn insert_inode(c: &Connection, i: &Inode) -> Result<()> {
     run(c, "make an inode", SQL, values).map(drop)
 }
 
-/// Deletes an inode; what it was, as far as its references matter: kind, size, content, ctime.
-pub(super) fn delete_inode(c: &Connection, ino: Ino) -> Result<Option<(Kind, u64, Option<Checksum>, Nanos)>> {
+/// What an inode was, as far as its references matter.
+pub(super) struct Ended {
+    pub kind: Kind,
+    pub size: u64,
+    pub checksum: Option<Checksum>,
+    pub ctime: Nanos,
+}
+
+/// Deletes an inode.
+pub(super) fn delete_inode(c: &Connection, ino: Ino) -> Result<Option<Ended>> {
     const SQL: &str = "DELETE FROM inode WHERE ino = $1 RETURNING kind, size, checksum, ctime";
     one(c, "end an inode", SQL, params![db(ino)], |r| {
-        Ok((kind(r, 0)?, unsigned(r, 1)?, checksum_or_null(r, 2)?, r.get(3)?))
+        Ok(Ended {
+            kind: kind(r, 0)?,
+            size: unsigned(r, 1)?,
+            checksum: checksum_or_null(r, 2)?,
+            ctime: r.get(3)?,
+        })
     })
 }
 
@@ -598,9 +611,14 @@ pub(super) fn tune(c: &Connection, cache_kib: u32) -> Result<()> {
 
 /// Makes the writer empty the write-ahead log by itself beyond `pages`, and bounds what the log keeps on disk afterwards.
 pub(super) fn bound_log(c: &Connection, pages: u32) -> Result<()> {
-    let bytes = u64::from(pages) * 4120;
+    let bytes = u64::from(pages) * u64::from(super::schema::PAGE_BYTES + 24);
     let pragmas = format!("PRAGMA wal_autocheckpoint = {pages}; PRAGMA journal_size_limit = {bytes}");
     script(c, "prepare a connection", &pragmas)
+}
+
+/// For a file that has no page yet.
+pub(super) fn set_page_size(c: &Connection, bytes: u32) -> Result<()> {
+    script(c, "write the header", &format!("PRAGMA page_size = {bytes}"))
 }
 
 /// Switches to a write-ahead log; the mode that is then set.

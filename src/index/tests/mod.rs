@@ -36,6 +36,12 @@ pub(super) fn init() -> Init {
     Init { depot_id: [7; 16], uid: 10, gid: 20, mode: 0o755, at: 1000 }
 }
 
+impl Index {
+    fn reserve_bytes(&self) -> u64 {
+        self.reserve.bytes()
+    }
+}
+
 pub(super) struct Depot {
     pub index: Index,
     pub dir: TempDir,
@@ -128,7 +134,13 @@ pub(super) fn remove(parent: Ino, name: &str, ino: Ino, at: Nanos) -> Change {
     Change::Remove { parent, name: name.into(), ino, at }
 }
 
-pub(super) fn rename(from: (Ino, &str), ino: Ino, to: (Ino, &str), replaced: Option<Ino>, cookie: Cookie) -> Change {
+pub(super) fn rename(
+    from: (Ino, &str),
+    ino: Ino,
+    to: (Ino, &str),
+    replaced: Option<Ino>,
+    cookie: Cookie,
+) -> Change {
     Change::Rename {
         parent: from.0,
         name: from.1.into(),
