@@ -200,7 +200,7 @@ fn modes_are_kept(t: &Tree) {
         t.remount();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o700);
     }
-    fs::set_permissions(t.path("missing"), fs::Permissions::from_mode(0)).fails(Errno::ENOENT);
+    fs::set_permissions(t.path("missing"), fs::Permissions::from_mode(0o000)).fails(Errno::ENOENT);
 }
 
 fn sizes_and_blocks(t: &Tree) {

@@ -242,8 +242,11 @@ fn refusals(t: &Tree) {
     assert!(fs::read(&path).unwrap() == noise(1, 10_000));
 }
 
+/// Something that happens to a source.
+type Change = fn(&Path);
+
 fn a_source_that_changes(t: &Tree) {
-    let change: [(&str, fn(&Path)); 4] = [
+    let changes: [(&str, Change); 4] = [
         ("write", |p| rw(p).write_all_at(b"changed", 0).unwrap()),
         ("truncation", |p| drop(File::create(p).unwrap())),
         ("removal", |p| fs::remove_file(p).unwrap()),
@@ -252,7 +255,7 @@ fn a_source_that_changes(t: &Tree) {
             fs::rename(p.with_extension("new"), p).unwrap();
         }),
     ];
-    for (what, change) in change {
+    for (what, change) in changes {
         for when in ["before the close", "after it"] {
             let path = t.sealed("from", noise(1, SIZE));
             let (to, mut model) = destination(t, "new");

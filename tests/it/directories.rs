@@ -62,6 +62,7 @@ fn a_listing_is_complete(t: &Tree) {
         let cookies: BTreeSet<i64> = entries.iter().map(|e| e.next).collect();
         assert_eq!(cookies.len(), entries.len(), "every position is its own");
     }
+    drop(dir);
     t.remount();
     assert_eq!(fs::read_dir(t.path("dir")).unwrap().count(), 1500);
 }
@@ -129,8 +130,11 @@ fn positions_survive_removals(t: &Tree) {
         fs::remove_file(t.path("dir").join(String::from_utf8_lossy(&entry.name).as_ref())).unwrap();
     }
     lseek(&dir, middle, Whence::SeekSet).unwrap();
-    let after: Vec<_> = rest(&dir, 700).into_iter().map(|e| e.name).collect();
-    assert_eq!(after, all[200..].iter().map(|e| e.name.clone()).collect::<Vec<_>>());
+    let names = |entries: &[Dirent]| entries.iter().map(|e| e.name.clone()).collect::<Vec<_>>();
+    let (after, removed) = (names(&rest(&dir, 700)), names(&all[151..200]));
+    // A kernel that keeps listings may still show what was removed; nothing else is missing or comes twice.
+    let there: Vec<_> = after.iter().filter(|n| !removed.contains(n)).cloned().collect();
+    assert_eq!(there, names(&all[200..]));
 }
 
 fn rewinding_sees_what_is_new(t: &Tree) {

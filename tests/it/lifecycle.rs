@@ -347,7 +347,7 @@ fn a_read_only_mount_changes_nothing() {
         File::create(depot.path("repo/new")).fails(Errno::EROFS);
         fs::remove_file(&path).fails(Errno::EROFS);
         fs::create_dir(depot.path("new")).fails(Errno::EROFS);
-        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0)).fails(Errno::EROFS);
+        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o000)).fails(Errno::EROFS);
         crate::sys::setxattr(&path, "user.x", b"y", 0).fails(Errno::EROFS);
         let flags = nix::sys::statvfs::statvfs(&depot.mountpoint).unwrap().flags();
         assert!(flags.contains(nix::sys::statvfs::FsFlags::ST_RDONLY));

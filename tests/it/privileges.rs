@@ -25,9 +25,11 @@ fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
+type Change = fn(&Path);
+
 /// Every way to change a file's bytes.
-const CHANGES: [(&str, fn(&Path)); 8] = [
-    ("write", |p| drop(OpenOptions::new().write(true).open(p).unwrap().write_all_at(b"x", 0).unwrap())),
+const CHANGES: [(&str, Change); 8] = [
+    ("write", |p| OpenOptions::new().write(true).open(p).unwrap().write_all_at(b"x", 0).unwrap()),
     ("append", |p| {
         let file = OpenOptions::new().append(true).open(p).unwrap();
         file.write_all_at(b"x", 0).unwrap();

@@ -35,7 +35,11 @@ fn only_directories_stand_at_the_top(t: &Tree) {
     assert_eq!(listed("."), ["repo", "second"].map(Into::into).into());
     fs::rename(at("second"), at("third")).unwrap();
     assert_eq!(listed("."), ["repo", "third"].map(Into::into).into());
-    assert_eq!(fs::metadata(at(".")).unwrap().nlink(), 4, "two and one for each repository");
+    let links = fs::metadata(at(".")).unwrap().nlink();
+    assert!(
+        [4, 7].contains(&links),
+        "two, one for each repository, perhaps one for each reserved directory: {links}"
+    );
 }
 
 fn links_stay_within_a_repository(t: &Tree) {

@@ -25,15 +25,6 @@ pub fn become_user(uid: u32, gid: u32, groups: &[u32]) {
     }
 }
 
-/// Gives the calling thread a file system view of its own, so that its umask is its own.
-pub fn own_umask(mask: u32) {
-    // SAFETY: plain system calls without memory arguments.
-    unsafe {
-        assert_eq!(libc::unshare(libc::CLONE_FS), 0, "unshare");
-        libc::umask(mask);
-    }
-}
-
 /// A mapping of a file, unmapped on drop.
 pub struct Map {
     start: *mut u8,

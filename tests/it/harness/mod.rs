@@ -4,7 +4,7 @@ mod depot;
 mod run;
 mod shell;
 
-pub use depot::{Depot, EMPTY, NOBODY, sha1};
+pub use depot::{Depot, EMPTY, sha1};
 pub use run::{Mode, Tree, as_user, guarded, on_depot, run, scratch_for};
 pub use shell::{Fails, Ran, command, eventually, run_command, scratch, sh, sh_fails, tool};
 
