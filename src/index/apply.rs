@@ -229,9 +229,6 @@ impl Commit<'_> {
                     return Err(Error::Collision { checksum: *sum });
                 }
             }
-            None if blake3.is_none() => {
-                return Err(Error::Stale { what: format!("blob {sum} is not in the index (any more)") });
-            }
             None => {
                 let (blake3, checksum) = (blake3.copied(), *sum);
                 let blob = BlobRow { checksum, size, blake3, sha256: None, md5: None, refs: 1, since: ctime };

@@ -1,6 +1,6 @@
 //! stat(2), chmod(2), chown(2), truncate(2), utimensat(2), statfs(2), and times of last read.
 
-use crate::change::{Change, Ino, Inode, Kind, Nanos};
+use crate::change::{Change, Ino, Inode, Kind, Nanos, RESERVED, ROOT};
 use crate::filestore::Space;
 use crate::vfs::acl;
 use crate::vfs::caller::{has_set_id_bits, without_set_id_bits};
@@ -78,6 +78,10 @@ impl Vfs {
     }
 
     fn attributes_of(&self, node: Option<&Locked<'_>>, mut inode: Inode) -> Result<Attributes> {
+        if inode.ino == ROOT {
+            // The reserved directories are not listed, so they do not count either.
+            inode.nlink -= RESERVED.len() as u32;
+        }
         if let Some(at) = self.atimes.lock().get(&inode.ino) {
             inode.atime = *at;
         }

@@ -70,6 +70,11 @@ impl Vfs {
             node.clone = Some(clone);
             return Ok(Some(covered - to.offset));
         }
+        // The latch keeps the blob from being reclaimed between the look and the commit.
+        let _latch = self.store.latch(&checksum);
+        if self.index.blob(&checksum)?.is_none() {
+            return Ok(None);
+        }
         let (ino, size) = (to.ino, clone.size);
         let content = Change::Content { ino, checksum, size, blake3: None, mtime: at, ctime: at };
         let seq = self.commit(&[content])?;
