@@ -41,6 +41,8 @@ pub struct Access {
     pub truncate: bool,
     /// Fail if it exists.
     pub exclusive: bool,
+    /// Every write is durable when it returns.
+    pub sync: bool,
     /// Reading leaves no trace.
     pub noatime: bool,
 }
@@ -92,6 +94,8 @@ impl Vfs {
             self.note_read(&inode);
         }
         self.admit(&mut node, access);
+        drop(node);
+        self.begin_sync(ino, access)?;
         Ok(Opened { how, no_flush: !changes || self.durability_of(ino)? == Durability::Fsync })
     }
 
@@ -138,9 +142,20 @@ impl Vfs {
         let lazily = self.guess(&mut node, caller, access);
         let how = self.serve(&mut node, &inode, lazily, register)?;
         self.admit(&mut node, access);
+        drop(node);
+        self.begin_sync(ino, access)?;
         let no_flush = !access.write || self.durability_of(ino)? == Durability::Fsync;
         // Nothing but a request can change the attributes of an empty new file, so the kernel may keep them.
         Ok((Attributes { inode, blocks: 0, stable: true }, Opened { how, no_flush }))
+    }
+
+    /// O_SYNC: the kernel forces the bytes of each write itself, past the daemon perhaps. What it cannot force, that the
+    /// staging file is known and its name durable, is done once.
+    fn begin_sync(&self, ino: Ino, access: Access) -> Result<()> {
+        if access.sync && access.write {
+            return self.fsync(ino).inspect_err(|_| self.release(ino, access));
+        }
+        Ok(())
     }
 
     /// Ends a descriptor.
