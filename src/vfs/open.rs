@@ -27,6 +27,9 @@ pub type Register<'a> = &'a dyn Fn(BorrowedFd<'_>) -> io::Result<Token>;
 /// Clean files up to this size are read through the kernel's page cache: an open costs less, and most are read once.
 const PASSTHROUGH_BYTES_MIN: u64 = 32 * 1024;
 
+/// Blobs that cannot be served, remembered at most.
+const DAMAGED_MAX: usize = 10_000;
+
 /// What a descriptor may do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Access {
@@ -38,6 +41,8 @@ pub struct Access {
     pub truncate: bool,
     /// Fail if it exists.
     pub exclusive: bool,
+    /// Reading leaves no trace.
+    pub noatime: bool,
 }
 
 /// How the kernel is to serve a descriptor.
@@ -83,7 +88,7 @@ impl Vfs {
             self.copiers.source_opened(caller);
         }
         let how = self.serve(&mut node, &inode, lazily, register)?;
-        if access.read {
+        if access.read && !access.noatime {
             self.note_read(&inode);
         }
         self.admit(&mut node, access);
@@ -256,9 +261,12 @@ impl Vfs {
             }
         };
         if let Some(mut old) = node.staged.take() {
-            self.uncount(&mut old);
+            self.end_staged(&mut old);
             match old.row.failed {
-                Some(why) => self.keep_aside(old.row.file, &why),
+                Some(why) => {
+                    let path = self.index.path(inode.ino)?.unwrap_or_default();
+                    self.keep_aside(old.row.file, &format!("{}: {why}", String::from_utf8_lossy(&path)));
+                }
                 None => self.retire(seq, old.row.file),
             }
         }
@@ -309,9 +317,10 @@ impl Vfs {
             return Ok(None);
         }
         let latch = self.store.latch(sum);
-        let blob = self.store.open_blob(sum, inode.size).inspect_err(|error| {
-            self.report(format!("inode {} cannot be read: {error}", inode.ino));
-        })?;
+        let blob = self.store.open_blob(sum, inode.size).inspect_err(|error| self.damaged(sum, error))?;
+        if !self.damaged.lock().is_empty() {
+            self.damaged.lock().remove(sum);
+        }
         self.verify_at_open(inode, sum, &blob)?;
         if !self.passthrough() || inode.size < PASSTHROUGH_BYTES_MIN || !self.may_own(&latch, inode.ino)? {
             return Ok(None);
@@ -344,11 +353,19 @@ impl Vfs {
         }
         let digest = blob.digest(|| true).map_err(Error::io(format!("read blob {sum}")))?;
         if digest.is_none_or(|digest| digest.checksum != *sum) {
-            self.report(format!("blob {sum}: altered bytes found when inode {} was opened", inode.ino));
+            self.damaged(sum, &Error::Altered(*sum));
             return Err(Error::Altered(*sum));
         }
         self.verified.lock().insert(*sum);
         Ok(())
+    }
+
+    /// Remembers a blob that cannot be served, for `status`; the edge tells the log.
+    fn damaged(&self, sum: &Checksum, why: &dyn std::error::Error) {
+        let mut damaged = self.damaged.lock();
+        if damaged.len() < DAMAGED_MAX {
+            damaged.insert(*sum, why.to_string());
+        }
     }
 
     /// setuid and setgid go when somebody without the privilege changes the bytes, and so do capabilities.

@@ -106,7 +106,8 @@ impl Vfs {
             ended += nodes.len();
             for node in &mut nodes {
                 node.orphan = false;
-                if let Some(staged) = node.staged.take() {
+                if let Some(mut staged) = node.staged.take() {
+                    self.end_staged(&mut staged);
                     match &staged.row.failed {
                         Some(why) => self.keep_aside(staged.row.file, why),
                         None => self.retire(seq, staged.row.file),

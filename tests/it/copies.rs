@@ -356,7 +356,10 @@ fn a_copied_tree_takes_no_space(t: &Tree) {
     );
     t.seal();
     let before = physical(t);
-    sh(t.dir(), "cp -r tree copy; diff -r tree copy; cp -a tree copy2; diff -r --no-dereference tree copy2");
+    sh(
+        t.dir(),
+        "cp -r tree copy; diff -r --no-dereference tree copy; cp -a tree copy2; diff -r --no-dereference tree copy2",
+    );
     assert!(physical(t) < before + (1 << 20));
     t.seal();
     eventually("one blob for each file", || t.depot().blobs().len() == 60);

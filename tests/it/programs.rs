@@ -36,7 +36,7 @@ const DESCRIBE: &str = "
 describe() { (cd $1; find . -mindepth 1 -printf '%P %y %m %U:%G %n %l\\n' | sort
 find . -mindepth 1 -type f -printf '%P %s %TY-%Tm-%Td %TT\\n' | sort; find . -mindepth 1 -type d -printf '%P %TY-%Tm-%Td %TT\\n' | sort
 find . -type f | sort | xargs sha1sum
-getfattr -R -h -d -m - -e hex . 2>/dev/null; getfacl -R -P -n . 2>/dev/null); }
+find . | sort | xargs getfattr -h -d -m - -e hex 2>/dev/null; find . | sort | xargs getfacl -P -n 2>/dev/null); }
 same() { describe $1 > /tmp/depotfs-it.$$.a; describe $2 > /tmp/depotfs-it.$$.b
 diff /tmp/depotfs-it.$$.a /tmp/depotfs-it.$$.b >&2; rc=$?; rm -f /tmp/depotfs-it.$$.[ab]; return $rc; }
 settle() { find $1 -type d -exec touch -d '2002-03-04 05:06:07.987654321' {} +; }
