@@ -81,8 +81,7 @@ fn main() {
         .configure_from_args();
     let dir = tempfile::tempdir().expect("a temporary directory can be made");
     Filestore::create(dir.path(), [7; 16]).expect("a filestore can be made");
-    let store =
-        Filestore::open(dir.path(), [7; 16], &Options::default()).expect("the new filestore opens");
+    let store = Filestore::open(dir.path(), [7; 16], &Options::default()).expect("the new filestore opens");
     let mut files = Files { store: &store, last: 0 };
     stages(&mut c, &mut files);
     puts(&mut c, &mut files);

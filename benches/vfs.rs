@@ -14,8 +14,8 @@ use depotfs::vfs::open::Access;
 use depotfs::vfs::{Caller, Durability, Options, Vfs};
 
 const CALLER: Caller = Caller { uid: 0, gid: 0, pid: 1 };
-const READ: Access = Access { read: true, write: false, truncate: false, exclusive: false };
-const WRITE: Access = Access { read: false, write: true, truncate: false, exclusive: true };
+const READ: Access = Access { read: true, write: false, truncate: false, exclusive: false, noatime: true };
+const WRITE: Access = Access { read: false, write: true, truncate: false, exclusive: true, noatime: true };
 
 /// The kernel that is not there refuses passthrough.
 fn refuse(_: BorrowedFd<'_>) -> io::Result<Token> {
@@ -28,8 +28,8 @@ fn tree(dir: &Path) -> Vfs {
     Index::create(&db, &init).expect("an index can be made");
     Filestore::create(&blobs, [7; 16]).expect("a filestore can be made");
     let index = Index::open(&db).expect("the new index opens");
-    let store = Filestore::open(&blobs, [7; 16], &filestore::Options::default())
-        .expect("the new filestore opens");
+    let store =
+        Filestore::open(&blobs, [7; 16], &filestore::Options::default()).expect("the new filestore opens");
     let options = Options {
         mountpoint: dir.join("nowhere"),
         subdir: ROOT,
