@@ -1,8 +1,9 @@
 //! Taking stock for `status` and the metrics.
 
-use super::report::{Counts, IndexStatus, Layer, MountStatus, Pending, Reads, Status};
+use super::report::{Counts, IndexStatus, Layer, MountStatus, Pending, Reads, Status, Trouble};
 use super::service::{Service, in_index, set_aside, troubles};
 use super::{Cause, Failure};
+use crate::checksum::Checksum;
 use crate::config::Config;
 use crate::filestore::Filestore;
 use crate::index::Index;
@@ -26,6 +27,8 @@ impl Service {
         status.counts.orphans = tree.orphans;
         status.pending = Pending { dirty: tree.dirty, closed: tree.closed, bytes: tree.closed_bytes };
         status.failed = troubles(&tree);
+        let damaged = |(sum, why): &(Checksum, String)| Trouble { what: sum.to_string(), why: why.clone() };
+        status.damaged = tree.damaged.iter().map(damaged).collect();
         status.reports = tree.reports;
         Ok(status)
     }

@@ -78,7 +78,7 @@ impl Vfs {
         let (ino, size) = (to.ino, clone.size);
         let content = Change::Content { ino, checksum, size, blake3: None, mtime: at, ctime: at };
         let seq = self.commit(&[content])?;
-        self.uncount(staged);
+        self.end_staged(staged);
         node.staged = None;
         node.clone = None;
         node.guessed = None;

@@ -137,6 +137,7 @@ impl Vfs {
     pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attributes> {
         refuse_at_top(parent)?;
         check_new_name(parent, name)?;
+        let node = self.nodes.lock(ino);
         let inode = self.inode(ino)?;
         if inode.kind == Kind::Directory {
             return Err(Error::NotPermitted("a directory has one name"));
@@ -149,6 +150,7 @@ impl Vfs {
         }
         let cookie = self.index.next_number()?;
         self.commit(&[Change::Link { ino, parent, name: name.to_vec(), cookie, at: now() }])?;
+        drop(node);
         self.attributes(ino)
     }
 

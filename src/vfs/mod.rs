@@ -34,7 +34,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::change::{Change, Ino, Inode, MountId, Nanos, ROOT, StagingName};
-use crate::checksum::Checksum;
+use crate::checksum::{Checksum, Digest};
 use crate::clock;
 use crate::filestore::Filestore;
 use crate::index::{Index, Seq};
@@ -154,6 +154,10 @@ pub struct Vfs {
     atimes: Mutex<HashMap<Ino, Nanos>>,
     settings: RwLock<HashMap<Ino, Settings>>,
     verified: Mutex<std::collections::HashSet<Checksum>>,
+    /// Blobs that could not be served, and why.
+    damaged: Mutex<BTreeMap<Checksum, String>>,
+    /// What close told its caller to be storable, until it is stored: a second content of the same name must be refused.
+    promised: Mutex<HashMap<Checksum, Digest>>,
     /// Things of the recovery at start that an operator should know.
     reports: Mutex<Vec<String>>,
     copiers: Copiers,
@@ -194,6 +198,8 @@ impl Vfs {
             atimes: Mutex::default(),
             settings: RwLock::default(),
             verified: Mutex::default(),
+            damaged: Mutex::default(),
+            promised: Mutex::default(),
             reports: Mutex::default(),
             copiers: Copiers::default(),
             undigested: Mutex::default(),

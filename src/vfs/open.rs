@@ -27,6 +27,9 @@ pub type Register<'a> = &'a dyn Fn(BorrowedFd<'_>) -> io::Result<Token>;
 /// Clean files up to this size are read through the kernel's page cache: an open costs less, and most are read once.
 const PASSTHROUGH_BYTES_MIN: u64 = 32 * 1024;
 
+/// Blobs that cannot be served, remembered at most.
+const DAMAGED_MAX: usize = 10_000;
+
 /// What a descriptor may do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Access {
@@ -38,6 +41,10 @@ pub struct Access {
     pub truncate: bool,
     /// Fail if it exists.
     pub exclusive: bool,
+    /// Every write is durable when it returns.
+    pub sync: bool,
+    /// Reading leaves no trace.
+    pub noatime: bool,
 }
 
 /// How the kernel is to serve a descriptor.
@@ -83,10 +90,12 @@ impl Vfs {
             self.copiers.source_opened(caller);
         }
         let how = self.serve(&mut node, &inode, lazily, register)?;
-        if access.read {
+        if access.read && !access.noatime {
             self.note_read(&inode);
         }
         self.admit(&mut node, access);
+        drop(node);
+        self.begin_sync(ino, access)?;
         Ok(Opened { how, no_flush: !changes || self.durability_of(ino)? == Durability::Fsync })
     }
 
@@ -133,9 +142,20 @@ impl Vfs {
         let lazily = self.guess(&mut node, caller, access);
         let how = self.serve(&mut node, &inode, lazily, register)?;
         self.admit(&mut node, access);
+        drop(node);
+        self.begin_sync(ino, access)?;
         let no_flush = !access.write || self.durability_of(ino)? == Durability::Fsync;
         // Nothing but a request can change the attributes of an empty new file, so the kernel may keep them.
         Ok((Attributes { inode, blocks: 0, stable: true }, Opened { how, no_flush }))
+    }
+
+    /// O_SYNC: the kernel forces the bytes of each write itself, past the daemon perhaps. What it cannot force, that the
+    /// staging file is known and its name durable, is done once.
+    fn begin_sync(&self, ino: Ino, access: Access) -> Result<()> {
+        if access.sync && access.write {
+            return self.fsync(ino).inspect_err(|_| self.release(ino, access));
+        }
+        Ok(())
     }
 
     /// Ends a descriptor.
@@ -256,9 +276,12 @@ impl Vfs {
             }
         };
         if let Some(mut old) = node.staged.take() {
-            self.uncount(&mut old);
+            self.end_staged(&mut old);
             match old.row.failed {
-                Some(why) => self.keep_aside(old.row.file, &why),
+                Some(why) => {
+                    let path = self.index.path(inode.ino)?.unwrap_or_default();
+                    self.keep_aside(old.row.file, &format!("{}: {why}", String::from_utf8_lossy(&path)));
+                }
                 None => self.retire(seq, old.row.file),
             }
         }
@@ -309,9 +332,10 @@ impl Vfs {
             return Ok(None);
         }
         let latch = self.store.latch(sum);
-        let blob = self.store.open_blob(sum, inode.size).inspect_err(|error| {
-            self.report(format!("inode {} cannot be read: {error}", inode.ino));
-        })?;
+        let blob = self.store.open_blob(sum, inode.size).inspect_err(|error| self.damaged(sum, error))?;
+        if !self.damaged.lock().is_empty() {
+            self.damaged.lock().remove(sum);
+        }
         self.verify_at_open(inode, sum, &blob)?;
         if !self.passthrough() || inode.size < PASSTHROUGH_BYTES_MIN || !self.may_own(&latch, inode.ino)? {
             return Ok(None);
@@ -344,11 +368,19 @@ impl Vfs {
         }
         let digest = blob.digest(|| true).map_err(Error::io(format!("read blob {sum}")))?;
         if digest.is_none_or(|digest| digest.checksum != *sum) {
-            self.report(format!("blob {sum}: altered bytes found when inode {} was opened", inode.ino));
+            self.damaged(sum, &Error::Altered(*sum));
             return Err(Error::Altered(*sum));
         }
         self.verified.lock().insert(*sum);
         Ok(())
+    }
+
+    /// Remembers a blob that cannot be served, for `status`; the edge tells the log.
+    fn damaged(&self, sum: &Checksum, why: &dyn std::error::Error) {
+        let mut damaged = self.damaged.lock();
+        if damaged.len() < DAMAGED_MAX {
+            damaged.insert(*sum, why.to_string());
+        }
     }
 
     /// setuid and setgid go when somebody without the privilege changes the bytes, and so do capabilities.

@@ -83,6 +83,7 @@ impl Vfs {
             return Ok(());
         };
         let (mut moved_node, mut there_node) = self.nodes.lock_two(moved.ino, there.ino);
+        let there = &self.inode(there.ino)?;
         // Write-temporary-and-rename must not leave an empty file after a power cut: the bytes go to the disk first.
         let mut changes = Vec::with_capacity(3);
         self.force_before_rename(&mut moved_node, &mut changes)?;

@@ -256,7 +256,7 @@ impl Vfs {
         changes.push(Change::Unstage { ino });
         let seq = self.commit(&changes)?;
         if let Some(mut staged) = node.staged.take() {
-            self.uncount(&mut staged);
+            self.end_staged(&mut staged);
         }
         node.sealing = None;
         self.retire(seq, file);
@@ -352,7 +352,7 @@ impl Vfs {
     fn end_put(&self, latches: &[Latch<'_>], one: &Hashed, seq: u64) {
         let Some(mut node) = self.nodes.existing(one.ino) else { return };
         if let Some(mut staged) = node.staged.take() {
-            self.uncount(&mut staged);
+            self.end_staged(&mut staged);
         }
         let served = match &node.serving {
             Serving::Passthrough(backing) => backing.source == Source::Staging(one.file),
@@ -367,6 +367,7 @@ impl Vfs {
             self.retire(seq, one.file);
         }
         self.queue_digests(one.found.digest.checksum);
+        self.damaged.lock().remove(&one.found.digest.checksum);
         node.settled();
     }
 
@@ -570,6 +571,7 @@ impl Vfs {
     /// Seals and forces everything that is closed; the answer is what is left. `depotfs flush` and the stop of the daemon.
     pub fn flush_all(&self, deadline: Instant) -> Result<u64> {
         let mut failure = None;
+        self.await_releases();
         loop {
             let batch = self.sealable_at_once();
             let before = batch.len();
@@ -600,6 +602,23 @@ impl Vfs {
         }
     }
 
+    /// The kernel tells of a close after it has answered it: what was closed before now is to be closed here, too.
+    ///
+    /// Requests are taken in order, so one of our own that is answered comes after them. It is not waited for longer than
+    /// a moment: request threads may all be waiting for what this flush is going to do.
+    fn await_releases(&self) {
+        let (told, answered) = crossbeam_channel::bounded::<()>(1);
+        let mountpoint = self.options.mountpoint.clone();
+        let asked = std::thread::Builder::new().name("barrier".to_owned()).spawn(move || {
+            let _ = nix::sys::statvfs::statvfs(&mountpoint);
+            let _ = told.send(());
+        });
+        if asked.is_ok() && answered.recv_timeout(Duration::from_millis(200)).is_ok() {
+            // Another thread may have taken a close just before, and be about to act on it.
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     fn sealable_at_once(&self) -> Vec<Ino> {
         let closed = |ino: &Ino| {
             self.nodes.existing(*ino).is_some_and(|node| {
@@ -616,6 +635,6 @@ impl Vfs {
 /// Lines kept for `status`.
 const REPORTS_MAX: usize = 1000;
 
-fn collision(sum: &Checksum) -> String {
+pub(super) fn collision(sum: &Checksum) -> String {
     format!("another content with the checksum {sum} is stored already (a collision)")
 }

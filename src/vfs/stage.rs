@@ -230,6 +230,14 @@ impl Vfs {
         }
     }
 
+    /// The staged version ends: sealed, replaced or gone.
+    pub(super) fn end_staged(&self, staged: &mut Staged) {
+        self.uncount(staged);
+        if let Some(sum) = &staged.row.checksum {
+            self.promised.lock().remove(sum);
+        }
+    }
+
     /// Waits while too much waits to be sealed; before any lock is taken.
     pub(super) fn wait_for_backlog(&self) -> Result<()> {
         let full = || {

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use crate::change::Ino;
+use crate::checksum::Checksum;
 use crate::vfs::Vfs;
 
 /// A file whose bytes cannot be sealed.
@@ -33,6 +34,8 @@ pub struct Status {
     pub open: u64,
     /// Files whose bytes cannot be sealed.
     pub unsealable: Vec<Unsealable>,
+    /// Blobs that could not be served, and why.
+    pub damaged: Vec<(Checksum, String)>,
     /// Lines for an operator, since the start.
     pub reports: Vec<String>,
     /// How the kernel reads and writes, in words.
@@ -47,6 +50,7 @@ impl Vfs {
         let mut status = Status {
             closed: self.backlog.files.load(Ordering::Relaxed),
             closed_bytes: self.backlog.bytes.load(Ordering::Relaxed),
+            damaged: self.damaged.lock().iter().map(|(sum, why)| (*sum, why.clone())).collect(),
             reports: self.reports.lock().clone(),
             reads: match self.passthrough_off.lock().as_deref() {
                 None => "passthrough".to_owned(),

@@ -2,9 +2,11 @@
 
 use std::time::Instant;
 
-use crate::change::{Change, Ino};
+use crate::change::{Change, Ino, Nanos, StagingName};
+use crate::checksum::{Checksum, Digest};
 use crate::sys::content as sys;
 use crate::vfs::caller::has_set_id_bits;
+use crate::vfs::seal::collision;
 use crate::vfs::{Caller, Durability, Error, Result, Vfs};
 
 pub use crate::sys::content::Allocate;
@@ -72,39 +74,73 @@ impl Vfs {
         Ok(())
     }
 
+    /// Why the bytes cannot be stored; `None` when they can, and then nothing else of their name can until they are.
+    fn promise(&self, digest: &Digest) -> Result<Option<String>> {
+        let mut promised = self.promised.lock();
+        if let Some(why) = self.collides(digest)? {
+            return Ok(Some(why));
+        }
+        let first = promised.entry(digest.checksum).or_insert(*digest);
+        Ok((first != digest).then(|| collision(&digest.checksum)))
+    }
+
     /// What close(2) waits for; comes for every close of every duplicate of a descriptor.
     pub fn flush(&self, ino: Ino) -> Result<()> {
         if self.durability_of(ino)? == Durability::Fsync {
             return Ok(());
         }
-        self.fsync(ino)?;
-        let (name, stat, hashed) = {
-            let Some(node) = self.nodes.existing(ino) else { return Ok(()) };
-            let Some(staged) = &node.staged else { return Ok(()) };
-            if let Some(why) = &staged.row.failed {
-                return Err(Error::Failed { ino, why: why.clone() });
-            }
-            let name = staged.row.file;
-            (name, self.store.stat_staging(name)?, staged.hashed)
-        };
+        let Some((name, hashed)) = self.staged_for_close(ino)? else { return self.sync_index() };
+        self.store.force_staging(&[name])?;
+        let stat = self.store.stat_staging(name)?;
         // A descriptor that many processes inherit and close must not cost a hash each: again only when it has doubled.
         let again = hashed.is_none_or(|(size, mtime)| mtime != stat.mtime && stat.size >= size.saturating_mul(2));
-        if stat.size > HASH_AT_CLOSE_BYTES_MAX || !again {
-            return Ok(());
+        let mut checksum = None;
+        if stat.size <= HASH_AT_CLOSE_BYTES_MAX && again {
+            let reader = self.store.open_staging(name)?;
+            let what = Error::io(format!("read staging file {name}"));
+            if let Some(digest) = reader.digest(|| true).map_err(what)? {
+                if let Some(why) = self.promise(&digest)? {
+                    self.report(format!("inode {ino}: {why}"));
+                    return Err(Error::Failed { ino, why });
+                }
+                checksum = Some(digest.checksum);
+            }
         }
-        let reader = self.store.open_staging(name)?;
-        let what = || Error::io(format!("read staging file {name}"));
-        let Some(digest) = reader.digest(|| true).map_err(what())? else { return Ok(()) };
-        let collision = self.collides(&digest)?;
-        let mut node = self.nodes.lock(ino);
-        let Some(staged) = &mut node.staged else { return Ok(()) };
-        if staged.row.file != name {
-            return Ok(());
+        self.record_close(ino, name, checksum, (stat.size, stat.mtime))?;
+        self.sync_index()
+    }
+
+    /// The staging file of an inode, and what close hashed of it last; `None` when it has none.
+    fn staged_for_close(&self, ino: Ino) -> Result<Option<(StagingName, Option<(u64, Nanos)>)>> {
+        let Some(mut node) = self.nodes.existing(ino) else { return Ok(None) };
+        self.materialise(&mut node)?;
+        let Some(staged) = &node.staged else { return Ok(None) };
+        match &staged.row.failed {
+            Some(why) => Err(Error::Failed { ino, why: why.clone() }),
+            None => Ok(Some((staged.row.file, staged.hashed))),
         }
-        staged.hashed = Some((stat.size, stat.mtime));
-        if let Some(why) = collision {
-            self.report(format!("inode {ino}: {why}"));
-            return Err(Error::Failed { ino, why });
+    }
+
+    fn record_close(
+        &self,
+        ino: Ino,
+        name: StagingName,
+        checksum: Option<Checksum>,
+        version: (u64, Nanos),
+    ) -> Result<()> {
+        let Some(mut node) = self.nodes.existing(ino) else { return Ok(()) };
+        node.settle();
+        let Some(staged) = node.staged.as_mut().filter(|staged| staged.row.file == name) else { return Ok(()) };
+        staged.forced_at = Instant::now();
+        if checksum.is_some() {
+            staged.hashed = Some(version);
+        }
+        let mut row = staged.row.clone();
+        row.forced = true;
+        row.checksum = checksum.or(row.checksum);
+        if row != staged.row {
+            self.commit(&[Change::Stage(row.clone())])?;
+            staged.row = row;
         }
         Ok(())
     }
