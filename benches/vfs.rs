@@ -14,8 +14,10 @@ use depotfs::vfs::open::Access;
 use depotfs::vfs::{Caller, Durability, Options, Vfs};
 
 const CALLER: Caller = Caller { uid: 0, gid: 0, pid: 1 };
-const READ: Access = Access { read: true, write: false, truncate: false, exclusive: false, noatime: true };
-const WRITE: Access = Access { read: false, write: true, truncate: false, exclusive: true, noatime: true };
+const READ: Access =
+    Access { read: true, write: false, truncate: false, exclusive: false, sync: false, noatime: true };
+const WRITE: Access =
+    Access { read: false, write: true, truncate: false, exclusive: true, sync: false, noatime: true };
 
 /// The kernel that is not there refuses passthrough.
 fn refuse(_: BorrowedFd<'_>) -> io::Result<Token> {

@@ -228,6 +228,11 @@ impl Index {
         sql::parent(&*self.readers.get()?, ino)
     }
 
+    /// All names of an inode: directory and name.
+    pub fn names_of(&self, ino: Ino) -> Result<Vec<(Ino, Vec<u8>)>> {
+        sql::parents(&*self.readers.get()?, ino)
+    }
+
     /// Path from the root of the tree, `repo/dir/name`, by one of its names; empty for the root, `None` for orphans.
     pub fn path(&self, ino: Ino) -> Result<Option<Vec<u8>>> {
         tree::path(&*self.readers.snapshot()?, ino)

@@ -214,7 +214,8 @@ pub(super) fn set_content(
     mtime: Nanos,
     ctime: Nanos,
 ) -> Result<()> {
-    const SQL: &str = "UPDATE inode SET checksum = $1, size = $2, mtime = $3, ctime = $4 WHERE ino = $5";
+    const SQL: &str = "UPDATE inode SET checksum = $1, size = $2, mtime = $3, \
+        ctime = CASE WHEN ctime > $4 THEN ctime ELSE $4 END WHERE ino = $5";
     run(c, "set a content", SQL, params![sum.0, db(size), mtime, ctime, db(ino)]).map(drop)
 }
 

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::statfs::fstatfs;
 use nix::sys::uio::{pread, pwrite};
 use nix::unistd::{Whence, ftruncate, lseek};
@@ -83,6 +84,35 @@ pub fn copy_range(
         at = stop;
     }
     Ok(())
+}
+
+/// As [`copy_range`], over whatever the range of `to` holds: what are holes in `from` become holes there.
+pub fn copy_range_over(
+    from: impl AsFd,
+    from_offset: u64,
+    to: impl AsFd,
+    to_offset: u64,
+    length: u64,
+) -> io::Result<()> {
+    let (from, to) = (from.as_fd(), to.as_fd());
+    let end = from_offset.checked_add(length).ok_or(io::ErrorKind::InvalidInput)?;
+    if length > 0 && signed(end)? > lseek(from, 0, Whence::SeekEnd)? {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let punch = |start: u64, stop: u64| -> io::Result<()> {
+        if start < stop {
+            let how = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            fallocate(to, how, signed(to_offset + (start - from_offset))?, signed(stop - start)?)?;
+        }
+        Ok(())
+    };
+    let mut at = from_offset;
+    while let Some((start, stop)) = next_data(from, at, end)? {
+        punch(at, start)?;
+        copy_data(from, start, to, to_offset + (start - from_offset), stop - start)?;
+        at = stop;
+    }
+    punch(at, end)
 }
 
 /// The first run of data in `at..end`; a file system that knows no holes has data everywhere.

@@ -153,6 +153,7 @@ impl Vfs {
         }
         let (uid, gid) = (set.uid, set.gid);
         let mut touched = None;
+        let mut staged_row = None;
         match &mut node.staged {
             Some(staged) => {
                 let file = self.store.open_staging(staged.row.file)?;
@@ -178,8 +179,10 @@ impl Vfs {
                     ctime: Some(at),
                 });
                 if mtime.is_some() {
+                    // A write that lands between the look above and the setting below is not seen by its time.
+                    staged.fresh = true;
                     changes.push(Change::Stage(row.clone()));
-                    staged.row = row;
+                    staged_row = Some(row);
                 }
             }
             None => {
@@ -187,6 +190,9 @@ impl Vfs {
             }
         }
         self.commit(&changes)?;
+        if let (Some(staged), Some(row)) = (&mut node.staged, staged_row) {
+            staged.row = row;
+        }
         if let Some(file) = touched {
             crate::sys::content::set_mtime(&file, UNTOUCHED)
                 .map_err(Error::io("set the time of a staging file"))?;

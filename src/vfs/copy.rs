@@ -8,8 +8,9 @@
 
 use crate::change::{Change, Ino, Kind};
 use crate::sys::content as sys;
-use crate::sys::file::copy_range;
+use crate::sys::file::{copy_range, copy_range_over};
 use crate::vfs::node::{CloneOf, Locked, Serving, State};
+use crate::vfs::stage::UNTOUCHED;
 use crate::vfs::{Caller, Error, Result, Vfs, now};
 
 /// Most bytes one request copies; the caller goes on from a short answer.
@@ -42,13 +43,12 @@ impl Vfs {
         if from.offset != to.offset {
             return Ok(None);
         }
-        let (source, mut node) = self.nodes.lock_two(from.ino, to.ino);
+        let (source, mut node) = self.nodes.lock_two_settled(from.ino, to.ino);
         let inode = self.inode(from.ino)?;
         let Some(checksum) = inode.checksum else { return Ok(None) };
         if source.staged.is_some() || inode.kind != Kind::File || from.offset >= inode.size {
             return Ok(None);
         }
-        node.settle();
         let node: &mut State = &mut node;
         let Some(staged) = &mut node.staged else { return Ok(None) };
         let file = staged.row.file;
@@ -98,21 +98,14 @@ impl Vfs {
         let what = || Error::io(format!("copy blob {} into staging file {}", clone.checksum, clone.file));
         copy_range(&blob, 0, &writer, 0, clone.covered).map_err(what())?;
         writer.set_len(clone.covered).map_err(what())?;
+        // The times are those of the copy, not of this moment.
+        sys::set_mtime(&writer, UNTOUCHED).map_err(what())?;
         node.clone = None;
         Ok(())
     }
 
     fn copy_bytes(&self, from: Place, to: Place, len: u64) -> Result<u64> {
-        let (reader, size) = {
-            let mut node = self.nodes.lock(from.ino);
-            self.materialise(&mut node)?;
-            let inode = self.inode(from.ino)?;
-            let size = match &node.staged {
-                Some(staged) => self.staged_version(&node, &inode, staged)?.size,
-                None => inode.size,
-            };
-            (self.reader(self.source(&node, &inode)?, inode.size)?, size)
-        };
+        let size = self.attributes(from.ino)?.inode.size;
         let len = len.min(size.saturating_sub(from.offset));
         if len == 0 {
             return Ok(0);
@@ -121,19 +114,17 @@ impl Vfs {
             let mut node = self.nodes.lock(to.ino);
             let inode = self.inode(to.ino)?;
             self.make_dirty(&mut node, &inode, u64::MAX)?;
-            let staged = node.staged.as_ref().ok_or(Error::Stale(to.ino))?;
+            let staged = node.staged.as_mut().ok_or(Error::Stale(to.ino))?;
+            staged.fresh = true;
             // A descriptor of its own: one in the cache would stand in the way of the lease before the seal.
             self.store.open_staging_writer(staged.row.file)?
         };
-        let _gate = self.blob_reads.read();
         let what = || Error::io(format!("copy bytes of inode {} to inode {}", from.ino, to.ino));
         let end = to.offset + len;
         let there = writer.stat().map_err(what())?.size;
-        // Holes are copied as holes: what is there must be one first.
-        if to.offset < there {
-            sys::allocate(&writer, to.offset, len, sys::Allocate::PunchHole).map_err(what())?;
-        }
-        copy_range(&*reader, from.offset, &writer, to.offset, len).map_err(what())?;
+        self.with_reader(from.ino, |reader| {
+            copy_range_over(reader, from.offset, &writer, to.offset, len).map_err(what())
+        })?;
         if end > there {
             writer.set_len(end).map_err(what())?;
         }

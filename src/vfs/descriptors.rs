@@ -65,11 +65,13 @@ impl Descriptors {
         source: Source,
         open: impl FnOnce() -> Result<Reader, E>,
     ) -> Result<Arc<Reader>, E> {
-        if let Some(reader) = self.readers.lock().get(&source) {
+        // Locked across the opening: what is forgotten meanwhile must not come back.
+        let mut readers = self.readers.lock();
+        if let Some(reader) = readers.get(&source) {
             return Ok(reader.clone());
         }
         let reader = Arc::new(open()?);
-        self.readers.lock().put(source, reader.clone());
+        readers.put(source, reader.clone());
         Ok(reader)
     }
 
@@ -79,11 +81,12 @@ impl Descriptors {
         name: StagingName,
         open: impl FnOnce() -> Result<StagingWriter, E>,
     ) -> Result<Arc<StagingWriter>, E> {
-        if let Some(writer) = self.writers.lock().get(&name) {
+        let mut writers = self.writers.lock();
+        if let Some(writer) = writers.get(&name) {
             return Ok(writer.clone());
         }
         let writer = Arc::new(open()?);
-        self.writers.lock().put(name, writer.clone());
+        writers.put(name, writer.clone());
         Ok(writer)
     }
 

@@ -13,6 +13,9 @@ const TARGET_BYTES_MAX: usize = 4095;
 /// Entries of a page read from the index at a time.
 const PAGE: usize = 256;
 
+/// Extended attributes of a new inode: names and values.
+type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// One line of a listing.
 #[derive(Clone, Debug)]
 pub struct Listed {
@@ -33,7 +36,7 @@ impl Vfs {
         kind: Kind,
         mode: u32,
         umask: u32,
-    ) -> Result<(Inode, Vec<(Vec<u8>, Vec<u8>)>)> {
+    ) -> Result<(Inode, Xattrs)> {
         let directory = self.index.inode(parent)?.ok_or(Error::Stale(parent))?;
         if directory.kind != Kind::Directory {
             return Err(Error::NotDirectory);
@@ -90,7 +93,7 @@ impl Vfs {
         name: &[u8],
         inode: Inode,
         target: Option<Vec<u8>>,
-        xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+        xattrs: Xattrs,
     ) -> Result<Attributes> {
         let cookie = self.index.next_number()?;
         let create =

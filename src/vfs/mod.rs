@@ -142,6 +142,10 @@ pub struct Vfs {
     owners: Mutex<HashMap<Checksum, Owner>>,
     /// Held for reading while bytes of a blob are read by the daemon, for writing when a blob's file changes hands.
     blob_reads: RwLock<()>,
+    /// How often a blob's file changed hands.
+    hand_overs: AtomicU64,
+    /// Whether the filestore's disk moves the mtime of a file that is written through a mapping.
+    mappings_move_mtime: bool,
     /// Why passthrough is off; `None` while it is on.
     passthrough_off: Mutex<Option<String>>,
     passthrough: AtomicBool,
@@ -185,11 +189,12 @@ impl Vfs {
         let off = (!options.passthrough).then(|| "switched off by an option".to_owned());
         Vfs {
             index,
-            store,
             nodes: Nodes::default(),
             descriptors: Descriptors::default(),
             owners: Mutex::default(),
             blob_reads: RwLock::default(),
+            hand_overs: AtomicU64::new(0),
+            mappings_move_mtime: store.status().file_system.is_none_or(|name| name != "tmpfs"),
             passthrough: AtomicBool::new(off.is_none()),
             passthrough_off: Mutex::new(off),
             backlog: Backlog::default(),
@@ -203,6 +208,7 @@ impl Vfs {
             reports: Mutex::default(),
             copiers: Copiers::default(),
             undigested: Mutex::default(),
+            store,
             options,
         }
     }

@@ -61,8 +61,10 @@ pub struct Staged {
     pub forced_at: Instant,
     /// Seals that were tried and given up for now; spaces out the next.
     pub attempts: u32,
-    /// What a close that waited for the hash hashed last: size and mtime then.
-    pub hashed: Option<(u64, Nanos)>,
+    /// Since when bytes may be there that were not forced, as far as opens tell; `None` when all were.
+    pub unforced_since: Option<Instant>,
+    /// What a close that waited for the hash hashed last: size and mtime then, and when that was.
+    pub hashed: Option<(u64, Nanos, Instant)>,
     /// It did not start as the previous version, or was changed since, even if its mtime says nothing of it.
     pub fresh: bool,
     /// Bytes it counts for in the backlog while closed.
@@ -72,10 +74,12 @@ pub struct Staged {
 impl Staged {
     /// Just staged, with a writer.
     pub fn new(row: StagedRow) -> Staged {
+        let now = Instant::now();
         Staged {
             row,
             closed: None,
-            forced_at: Instant::now(),
+            forced_at: now,
+            unforced_since: Some(now),
             attempts: 0,
             hashed: None,
             fresh: true,
@@ -242,8 +246,25 @@ impl Nodes {
         self.hold(ino, &node)
     }
 
+    /// Locks two different nodes, neither of them between `put` and its commit; returned in the order asked for.
+    ///
+    /// Waiting for one with the other locked could wait for ever: one seal may end both, one after the other.
+    pub fn lock_two_settled(&self, a: Ino, b: Ino) -> (Locked<'_>, Locked<'_>) {
+        loop {
+            let (first, second) = self.lock_two(a, b);
+            let busy = match (first.putting, second.putting) {
+                (false, false) => return (first, second),
+                (true, _) => a,
+                (_, true) => b,
+            };
+            drop(first);
+            drop(second);
+            self.lock(busy).settle();
+        }
+    }
+
     /// Locks two different nodes in the one order that cannot deadlock; returned in the order asked for.
-    pub fn lock_two(&self, a: Ino, b: Ino) -> (Locked<'_>, Locked<'_>) {
+    fn lock_two(&self, a: Ino, b: Ino) -> (Locked<'_>, Locked<'_>) {
         if a < b {
             let first = self.lock(a);
             (first, self.lock(b))

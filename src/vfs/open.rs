@@ -8,10 +8,11 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Instant;
 
 use crate::change::{Change, Ino, Inode, Kind, ROOT, StagingName};
 use crate::checksum::Checksum;
-use crate::filestore::BlobFile;
+use crate::filestore::{self, BlobFile};
 use crate::sys::content as sys;
 use crate::sys::lease::is_unused;
 use crate::vfs::acl;
@@ -82,6 +83,7 @@ impl Vfs {
                 Error::Unsupported("open")
             });
         }
+        let no_flush = !changes || self.durability_of(ino)? == Durability::Fsync;
         let mut lazily = false;
         if changes {
             self.open_to_write(&mut node, &inode, access)?;
@@ -93,14 +95,18 @@ impl Vfs {
             self.materialise(&mut node)?;
             self.copiers.source_opened(caller);
         }
-        let how = self.serve(&mut node, &inode, lazily, register)?;
+        let how = self.serve(&mut node, &inode, lazily, register).inspect_err(|_| {
+            if node.writers == 0 {
+                self.close_staged(&mut node);
+            }
+        })?;
         if access.read && !access.noatime {
             self.note_read(&inode);
         }
         self.admit(&mut node, access);
         drop(node);
         self.begin_sync(ino, access)?;
-        Ok(Opened { how, no_flush: !changes || self.durability_of(ino)? == Durability::Fsync })
+        Ok(Opened { how, no_flush })
     }
 
     /// Makes a new file and opens it.
@@ -129,6 +135,7 @@ impl Vfs {
         drop(writer);
         let row = self.staged_row(&inode, file);
         let cookie = self.index.next_number()?;
+        let no_flush = !access.write || self.durability_of(parent)? == Durability::Fsync;
         let create = Change::Create {
             parent,
             name: name.to_vec(),
@@ -153,11 +160,11 @@ impl Vfs {
         }
         node.staged = Some(Staged::new(row));
         let lazily = self.guess(&mut node, caller, access);
-        let how = self.serve(&mut node, &inode, lazily, register)?;
+        let how =
+            self.serve(&mut node, &inode, lazily, register).inspect_err(|_| self.close_staged(&mut node))?;
         self.admit(&mut node, access);
         drop(node);
         self.begin_sync(ino, access)?;
-        let no_flush = !access.write || self.durability_of(ino)? == Durability::Fsync;
         // Nothing but a request can change the attributes of an empty new file, so the kernel may keep them.
         Ok((Attributes { inode, blocks: 0, stable: true }, Opened { how, no_flush }))
     }
@@ -217,11 +224,11 @@ impl Vfs {
         if let Some(owned) = backing.owns {
             self.owner_closed(&owned, node.ino());
         }
-        if let Source::Staging(name) = backing.source {
-            if node.staged.as_ref().is_none_or(|staged| staged.row.file != name) {
-                // Sealed while it was open: its name was kept for a writer that might have come.
-                self.retire(self.index.last_seq(), name);
-            }
+        if let Source::Staging(name) = backing.source
+            && node.staged.as_ref().is_none_or(|staged| staged.row.file != name)
+        {
+            // Sealed while it was open: its name was kept for a writer that might have come.
+            self.retire(self.index.last_seq(), name);
         }
     }
 
@@ -232,6 +239,7 @@ impl Vfs {
         if access.write {
             if let Some(staged) = &mut node.staged {
                 staged.closed = None;
+                staged.unforced_since.get_or_insert_with(Instant::now);
                 self.uncount(staged);
             }
         } else if access.truncate && node.writers == 0 {
@@ -277,6 +285,12 @@ impl Vfs {
         if let Some(sealing) = node.sealing.take() {
             sealing.cancel();
         }
+        if let Some((file, why)) =
+            node.staged.as_ref().and_then(|s| Some((s.row.file, s.row.failed.clone()?)))
+        {
+            let path = self.index.path(inode.ino)?.unwrap_or_default();
+            self.set_aside(file, &format!("{}: {why}", String::from_utf8_lossy(&path)))?;
+        }
         let name = self.next_staging()?;
         drop(self.store.stage(name)?);
         let mut row = self.staged_row(inode, name);
@@ -290,12 +304,8 @@ impl Vfs {
         };
         if let Some(mut old) = node.staged.take() {
             self.end_staged(&mut old);
-            match old.row.failed {
-                Some(why) => {
-                    let path = self.index.path(inode.ino)?.unwrap_or_default();
-                    self.keep_aside(old.row.file, &format!("{}: {why}", String::from_utf8_lossy(&path)));
-                }
-                None => self.retire(seq, old.row.file),
+            if old.row.failed.is_none() {
+                self.retire(seq, old.row.file);
             }
         }
         node.staged = Some(Staged::new(row));
@@ -340,7 +350,11 @@ impl Vfs {
         }
         // The kernel opens the file anew with the flags of whoever opens it; a read-only descriptor of ours leaves no
         // writer behind that would stand in the way of a lease.
-        let file = self.store.open_staging(name)?;
+        let file = match self.store.open_staging(name) {
+            Ok(file) => file,
+            Err(filestore::Error::Io { source, .. }) if sys::is_shortage(&source) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
         let file_ino = file.stat().map_err(Error::io(format!("stat staging file {name}")))?.file_ino;
         Ok(self.register(file.as_fd(), register).map(|token| Backing {
             token,

@@ -6,9 +6,7 @@
 
 use std::collections::HashSet;
 
-use crate::change::{Change, StagedRow, StagingName};
-use crate::sys::content::set_mtime;
-use crate::sys::file::copy_range;
+use crate::change::{Change, Ino, StagedRow, StagingName};
 use crate::sys::lease::read_lease;
 use crate::vfs::node::Staged;
 use crate::vfs::{Error, Result, Vfs, now};
@@ -34,14 +32,18 @@ impl Vfs {
         let mut done = Recovered::default();
         let orphans: HashSet<_> = self.index.orphans()?.into_iter().collect();
         let rows = self.index.staged()?;
-        let named: HashSet<StagingName> = rows.iter().map(|row| row.file).collect();
-        if self.options.read_only {
-            return Ok(done);
-        }
         for row in rows {
-            if !orphans.contains(&row.ino) {
+            if orphans.contains(&row.ino) {
+                continue;
+            }
+            if self.options.read_only {
+                self.show_staged(row);
+            } else {
                 self.recover_staged(row, &mut done)?;
             }
+        }
+        if self.options.read_only {
+            return Ok(done);
         }
         for ino in &orphans {
             let file = self.index.staged_of(*ino)?.map(|row| row.file);
@@ -51,6 +53,7 @@ impl Vfs {
             }
             done.orphans += 1;
         }
+        let named: HashSet<StagingName> = self.index.staged()?.iter().map(|row| row.file).collect();
         for name in self.store.staging_names()? {
             if !named.contains(&name) {
                 self.store.discard(name)?;
@@ -62,9 +65,21 @@ impl Vfs {
         Ok(done)
     }
 
-    fn recover_staged(&self, row: StagedRow, done: &mut Recovered) -> Result<()> {
+    /// A read-only mount changes nothing, but shows the newest version where it stands.
+    fn show_staged(&self, row: StagedRow) {
+        if self.stands(&row) && self.store.stat_staging(row.file).is_ok() {
+            let mut node = self.nodes.lock(row.ino);
+            node.staged = Some(Staged::new(row));
+        }
+    }
+
+    fn stands(&self, row: &StagedRow) -> bool {
         let id = &self.options.mount_id;
-        let stands = row.failed.is_some() || row.forced || (row.boot == id.boot && row.mount == id.mount);
+        row.failed.is_some() || row.forced || (row.boot == id.boot && row.mount == id.mount)
+    }
+
+    fn recover_staged(&self, row: StagedRow, done: &mut Recovered) -> Result<()> {
+        let stands = self.stands(&row);
         let there = match self.store.stat_staging(row.file) {
             Ok(_) => true,
             Err(error) if error.is_absent() => false,
@@ -83,20 +98,22 @@ impl Vfs {
             .path(row.ino)?
             .map_or_else(|| format!("inode {}", row.ino), |p| String::from_utf8_lossy(&p).into_owned());
         let inode = self.index.inode(row.ino)?.ok_or(Error::Stale(row.ino))?;
-        self.commit(&[Change::Unstage { ino: row.ino }])?;
+        // First the bytes are safe, then the row that names them goes.
+        if there {
+            self.set_aside(row.file, &format!("unsealed bytes of {path} that a crash may have torn"))?;
+        }
+        let mut changes = vec![Change::Unstage { ino: row.ino }];
         if inode.checksum.is_some() {
             self.report(format!(
                 "{path}: went back to its previous version, the newer one was not on the disk yet"
             ));
             done.reverted += 1;
         } else {
-            self.remove_all_names(row.ino)?;
+            changes.extend(self.removals(row.ino, inode.nlink)?);
             self.report(format!("{path}: removed, the new file was not on the disk yet"));
             done.removed += 1;
         }
-        if there {
-            self.keep_aside(row.file, &format!("unsealed bytes of {path} that a crash may have torn"));
-        }
+        self.commit(&changes)?;
         Ok(())
     }
 
@@ -108,26 +125,19 @@ impl Vfs {
         if row.failed.is_some() || read_lease(&old).map_err(what())?.is_some() {
             return Ok(row);
         }
-        let name = self.next_staging()?;
-        let new = self.store.stage(name)?;
-        let stat = old.stat().map_err(what())?;
-        copy_range(&old, 0, &new, 0, stat.size).map_err(what())?;
-        new.set_len(stat.size).map_err(what())?;
-        set_mtime(&new, stat.mtime).map_err(what())?;
-        if row.forced {
-            self.store.force_staging(&[name])?;
-        }
-        let moved = StagedRow { file: name, ..row };
-        let seq = self.commit(&[Change::Stage(moved.clone())])?;
+        drop(old);
+        let (moved, seq) = self.restage(&row)?;
         self.retire(seq, row.file);
         Ok(moved)
     }
 
-    fn remove_all_names(&self, ino: u64) -> Result<()> {
-        while let Some((parent, name)) = self.index.parent(ino)? {
-            self.commit(&[Change::Remove { parent, name, ino, at: now() }])?;
+    /// What removes a file with all its names.
+    fn removals(&self, ino: Ino, names: u32) -> Result<Vec<Change>> {
+        let mut changes = Vec::new();
+        for (parent, name) in self.index.names_of(ino)?.into_iter().take(names as usize) {
+            changes.push(Change::Remove { parent, name, ino, at: now() });
         }
-        self.commit(&[Change::Reap { ino }])?;
-        Ok(())
+        changes.push(Change::Reap { ino });
+        Ok(changes)
     }
 }

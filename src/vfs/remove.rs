@@ -71,9 +71,21 @@ impl Vfs {
         !self.reapable.lock().is_empty()
     }
 
+    /// Sets aside bytes that could not be sealed, before the rows that name them go.
+    fn keep_failed(&self, nodes: &[Locked<'_>]) -> Result<()> {
+        for node in nodes {
+            let Some(staged) = &node.staged else { continue };
+            if let Some(why) = &staged.row.failed {
+                self.set_aside(staged.row.file, &format!("inode {}, removed since: {why}", node.ino()))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Ends orphans that are closed and forgotten; the answer is how many. A job does this.
     pub fn reap(&self) -> Result<usize> {
         let mut ended = 0;
+        let mut later = Vec::new();
         loop {
             let batch: Vec<Ino> = {
                 let mut reapable = self.reapable.lock();
@@ -81,6 +93,7 @@ impl Vfs {
                 reapable.split_off(keep)
             };
             if batch.is_empty() {
+                self.reapable.lock().extend(later);
                 return Ok(ended);
             }
             let mut nodes = Vec::with_capacity(batch.len());
@@ -88,9 +101,11 @@ impl Vfs {
             sorted.sort_unstable();
             sorted.dedup();
             for ino in sorted {
-                let Some(mut node) = self.nodes.existing(ino) else { continue };
-                node.settle();
-                if node.orphan && node.opens == 0 {
+                let Some(node) = self.nodes.existing(ino) else { continue };
+                if node.putting {
+                    // Not waited for with other nodes locked; the next round finds it again.
+                    later.push(ino);
+                } else if node.orphan && node.opens == 0 {
                     nodes.push(node);
                 }
             }
@@ -98,6 +113,7 @@ impl Vfs {
             if changes.is_empty() {
                 continue;
             }
+            self.keep_failed(&nodes)?;
             let seq = match self.commit(&changes) {
                 Ok(seq) => seq,
                 Err(error) => {
@@ -110,9 +126,8 @@ impl Vfs {
                 node.orphan = false;
                 if let Some(mut staged) = node.staged.take() {
                     self.end_staged(&mut staged);
-                    match &staged.row.failed {
-                        Some(why) => self.keep_aside(staged.row.file, why),
-                        None => self.retire(seq, staged.row.file),
+                    if staged.row.failed.is_none() {
+                        self.retire(seq, staged.row.file);
                     }
                 }
                 if let Some(clone) = node.clone.take() {

@@ -93,7 +93,7 @@ impl Vfs {
             }])?;
             return Ok(());
         };
-        let (mut moved_node, mut there_node) = self.nodes.lock_two(moved.ino, there.ino);
+        let (mut moved_node, mut there_node) = self.nodes.lock_two_settled(moved.ino, there.ino);
         let there = &self.inode(there.ino)?;
         // Write-temporary-and-rename must not leave an empty file after a power cut: the bytes go to the disk first.
         let mut changes = Vec::with_capacity(3);
@@ -103,20 +103,21 @@ impl Vfs {
             let (ino, new_ino) = (moved.ino, there.ino);
             changes.push(Change::Exchange { parent, name, ino, new_parent, new_name, new_ino, at });
             self.commit(&changes)?;
-            return Ok(());
+            record_forced(&mut there_node, &changes);
+        } else {
+            let cookie = self.index.next_number()?;
+            let (ino, replaced) = (moved.ino, Some(there.ino));
+            changes.push(Change::Rename { parent, name, new_parent, new_name, cookie, ino, replaced, at });
+            self.commit(&changes)?;
+            if there.kind == Kind::Directory || there.nlink == 1 {
+                self.orphaned(&mut there_node);
+            }
         }
-        let cookie = self.index.next_number()?;
-        let (ino, replaced) = (moved.ino, Some(there.ino));
-        changes.push(Change::Rename { parent, name, new_parent, new_name, cookie, ino, replaced, at });
-        self.commit(&changes)?;
-        if there.kind == Kind::Directory || there.nlink == 1 {
-            self.orphaned(&mut there_node);
-        }
+        record_forced(&mut moved_node, &changes);
         Ok(())
     }
 
     fn force_before_rename(&self, node: &mut Locked<'_>, changes: &mut Vec<Change>) -> Result<()> {
-        node.settle();
         self.materialise(node)?;
         let writers = node.writers;
         let Some(staged) = &mut node.staged else { return Ok(()) };
@@ -127,9 +128,17 @@ impl Vfs {
         self.store.force_staging(&[row.file])?;
         if !row.forced {
             row.forced = true;
-            changes.push(Change::Stage(row.clone()));
-            staged.row = row;
+            changes.push(Change::Stage(row));
         }
         Ok(())
+    }
+}
+
+/// What was committed is so here, too.
+fn record_forced(node: &mut Locked<'_>, changes: &[Change]) {
+    let ino = node.ino();
+    let Some(staged) = &mut node.staged else { return };
+    if changes.iter().any(|change| matches!(change, Change::Stage(row) if row.ino == ino)) {
+        staged.row.forced = true;
     }
 }

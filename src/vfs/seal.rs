@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 
 use crate::change::{Change, Ino, Nanos, StagingName};
 use crate::checksum::{Checksum, Digest};
-use crate::filestore::{Latch, Staged as ToPut};
+use crate::filestore::{self, Latch, Staged as ToPut};
 use crate::sys::lease::{Lease, is_unused, read_lease};
 use crate::vfs::node::{Locked, Serving, Source};
 use crate::vfs::stage::UNTOUCHED;
@@ -164,6 +164,8 @@ impl Vfs {
                 return Ok(None);
             }
             let file = staged.row.file;
+            // What is left of a lazy copy that stopped half-way.
+            self.materialise(&mut node).inspect_err(|_| postpone(&mut node))?;
             self.descriptors.close_writer(file);
             let sealing = Arc::new(Sealing::default());
             node.sealing = Some(sealing.clone());
@@ -172,10 +174,10 @@ impl Vfs {
         let result = self.lease_and_hash(ino, file, &sealing);
         if !matches!(result, Ok(Some(_))) {
             sealing.cancel();
-            if let Some(mut node) = self.nodes.existing(ino) {
-                if node.sealing.as_ref().is_some_and(|s| Arc::ptr_eq(s, &sealing)) {
-                    node.sealing = None;
-                }
+            if let Some(mut node) = self.nodes.existing(ino)
+                && node.sealing.as_ref().is_some_and(|s| Arc::ptr_eq(s, &sealing))
+            {
+                node.sealing = None;
             }
         }
         let found = result?;
@@ -235,6 +237,7 @@ impl Vfs {
         let Some(staged) = &node.staged else { return Ok(false) };
         let stat = self.store.stat_staging(file)?;
         if staged.fresh
+            || !self.mappings_move_mtime
             || staged.row.file != file
             || stat.mtime != UNTOUCHED
             || stat.size != inode.size
@@ -265,8 +268,8 @@ impl Vfs {
     /// All nodes are marked before the first latch is taken: whoever holds a node that is not marked may wait for a latch.
     fn put_and_commit(&self, batch: Vec<Hashed>, failure: &mut Option<Error>) -> usize {
         let mut by_sum: BTreeMap<Checksum, Vec<Hashed>> = BTreeMap::new();
-        for one in batch {
-            if self.begin_put(&one) {
+        for mut one in batch {
+            if self.begin_put(&mut one) {
                 by_sum.entry(one.found.digest.checksum).or_default().push(one);
             }
         }
@@ -290,16 +293,24 @@ impl Vfs {
                 }
             }
         }
-        match self.put_accepted(&latches, &accepted) {
-            Ok(()) => accepted.len(),
-            Err(error) => {
-                for one in &accepted {
-                    self.abandon(one);
+        if self.put_accepted(&latches, &accepted).is_ok() {
+            return accepted.len();
+        }
+        // One of them may be what failed: the others must not wait for it for ever.
+        let mut sealed = 0;
+        for one in &accepted {
+            match self.put_accepted(&latches, std::slice::from_ref(one)) {
+                Ok(()) => sealed += 1,
+                Err(Error::Store(error @ filestore::Error::Unforced { .. })) => {
+                    self.fail_seal(one.ino, &error.to_string());
                 }
-                failure.get_or_insert(error);
-                0
+                Err(error) => {
+                    self.abandon(one);
+                    failure.get_or_insert(error);
+                }
             }
         }
+        sealed
     }
 
     fn put_accepted(&self, latches: &[Latch<'_>], accepted: &[Hashed]) -> Result<()> {
@@ -331,13 +342,30 @@ impl Vfs {
     }
 
     /// Marks a file as being put; false when a writer came first.
-    fn begin_put(&self, one: &Hashed) -> bool {
+    fn begin_put(&self, one: &mut Hashed) -> bool {
         let Some(mut node) = self.nodes.existing(one.ino) else { return false };
+        let ours = node.sealing.as_ref().is_some_and(|sealing| Arc::ptr_eq(sealing, &one.sealing));
+        if !ours {
+            return false;
+        }
         let current = node.staged.as_ref().is_some_and(|s| s.row.file == one.file && s.closed.is_some());
         if one.sealing.is_cancelled() || !current || node.writers > 0 || node.orphan {
             one.sealing.cancel();
             node.sealing = None;
             return false;
+        }
+        // Times set while it waited for the rest of its batch are part of the version.
+        let version = self.inode(one.ino).and_then(|inode| match &node.staged {
+            Some(staged) => self.staged_version(&node, &inode, staged),
+            None => Err(Error::Stale(one.ino)),
+        });
+        match version {
+            Ok(version) => (one.found.mtime, one.found.ctime) = (version.mtime, version.ctime),
+            Err(_) => {
+                one.sealing.cancel();
+                node.sealing = None;
+                return false;
+            }
         }
         node.putting = true;
         node.sealing = None;
@@ -355,10 +383,14 @@ impl Vfs {
             Serving::Passthrough(backing) => backing.source == Source::Staging(one.file),
             _ => false,
         };
-        if served || one.found.used && self.passthrough() {
-            if let Some(latch) = latches.iter().find(|latch| *latch.checksum() == one.found.digest.checksum) {
-                self.own_if_blob(&mut node, latch, one);
-            }
+        // A mapping may have been made and its descriptor closed while the file was hashed.
+        let used = || {
+            one.found.used || self.store.open_staging(one.file).is_ok_and(|f| !is_unused(f).unwrap_or(false))
+        };
+        let used = served || self.passthrough() && used();
+        let latch = latches.iter().find(|latch| *latch.checksum() == one.found.digest.checksum);
+        if let (true, Some(latch)) = (used, latch) {
+            self.own_if_blob(&mut node, latch, one);
         }
         if !served {
             self.retire(seq, one.file);
@@ -388,7 +420,11 @@ impl Vfs {
             backing.owns = Some(*latch.checksum());
             open = true;
         }
-        self.own(latch, one.ino, open);
+        let taken =
+            self.owners.lock().get(latch.checksum()).is_some_and(|owner| owner.open && owner.ino != one.ino);
+        if !taken {
+            self.own(latch, one.ino, open);
+        }
     }
 
     /// A file whose put did not happen stays Closed and is tried again later.
@@ -396,17 +432,14 @@ impl Vfs {
         one.sealing.cancel();
         if let Some(mut node) = self.nodes.existing(one.ino) {
             node.sealing = None;
+            postpone(&mut node);
             node.settled();
         }
-        self.postpone(one.ino);
     }
 
     fn postpone(&self, ino: Ino) {
-        if let Some(staged) = self.nodes.existing(ino).as_mut().and_then(|node| node.staged.as_mut()) {
-            staged.attempts = staged.attempts.saturating_add(1);
-            if staged.closed.is_some() {
-                staged.closed = Some(Instant::now());
-            }
+        if let Some(mut node) = self.nodes.existing(ino) {
+            postpone(&mut node);
         }
     }
 
@@ -461,12 +494,11 @@ impl Vfs {
     }
 
     /// Keeps bytes that the tree no longer refers to, for whoever asks in the next days.
-    pub(super) fn keep_aside(&self, file: StagingName, why: &str) {
+    pub(super) fn set_aside(&self, file: StagingName, why: &str) -> Result<()> {
         self.descriptors.forget_staging(file);
-        match self.store.set_aside(file, why) {
-            Ok(path) => self.report(format!("bytes set aside as {}: {why}", path.display())),
-            Err(error) => tracing::error!("staging file {file} cannot be set aside ({why}): {error}"),
-        }
+        let path = self.store.set_aside(file, why)?;
+        self.report(format!("bytes set aside as {}: {why}", path.display()));
+        Ok(())
     }
 
     /// Something an operator should know, for the log and `status`.
@@ -482,21 +514,30 @@ impl Vfs {
     /// index; unlinks what only undurable commits stopped naming. A job does this.
     pub fn force(&self, age: Duration, open_age: Duration) -> Result<()> {
         let mut due: Vec<(Ino, StagingName)> = Vec::new();
+        let mut failure = None;
         for ino in self.nodes.inos() {
-            let Some(node) = self.nodes.existing(ino) else { continue };
+            let Some(mut node) = self.nodes.existing(ino) else { continue };
+            let old = |since: Option<Instant>, age: Duration| since.is_some_and(|at| at.elapsed() >= age);
+            if node.clone.is_some() && old(node.staged.as_ref().map(|staged| staged.forced_at), CLONE_AGE_MAX)
+            {
+                // A copy half made holds no reference to its blob, so it must not stay so.
+                if let Err(error) = self.materialise(&mut node) {
+                    failure.get_or_insert(error);
+                }
+            }
             let Some(staged) = &node.staged else { continue };
             if node.orphan || node.putting || staged.row.failed.is_some() || node.clone.is_some() {
                 continue;
             }
             let due_now = match staged.closed {
-                Some(closed) => !staged.row.forced && closed.elapsed() >= age,
+                Some(_) if staged.unforced_since.is_none() => false,
+                closed @ Some(_) => old(closed, age) || old(staged.unforced_since, UNFORCED_MAX),
                 None => staged.forced_at.elapsed() >= open_age,
             };
             if due_now {
                 due.push((ino, staged.row.file));
             }
         }
-        let mut failure = None;
         for part in due.chunks(SEAL_BATCH) {
             if let Err(error) = self.force_some(part) {
                 failure.get_or_insert(error);
@@ -508,49 +549,48 @@ impl Vfs {
     }
 
     fn force_some(&self, files: &[(Ino, StagingName)]) -> Result<()> {
+        let begun = Instant::now();
+        let mut failure = None;
         // A file may be sealed or gone since the list was made: then its name is, and one by one finds out which.
         let names: Vec<StagingName> = files.iter().map(|(_, name)| *name).collect();
-        let forced: Vec<(Ino, StagingName)> = match self.store.force_staging(&names) {
-            Ok(()) => files.to_vec(),
-            Err(_) => {
-                let mut forced = Vec::new();
-                for (ino, name) in files {
-                    match self.store.force_staging(&[*name]) {
-                        Ok(()) => forced.push((*ino, *name)),
-                        Err(error) if error.is_absent() => {}
-                        Err(error) => return Err(error.into()),
+        let all = self.store.force_staging(&names).is_ok();
+        for (ino, name) in files {
+            if !all {
+                match self.store.force_staging(&[*name]) {
+                    Ok(()) => {}
+                    Err(error) if error.is_absent() => continue,
+                    Err(error) => {
+                        failure.get_or_insert(Error::from(error));
+                        continue;
                     }
                 }
-                forced
             }
-        };
-        let mut changes = Vec::new();
-        let mut locked = Vec::new();
-        for (ino, name) in forced {
-            let Some(mut node) = self.nodes.existing(ino) else { continue };
-            if node.putting {
-                continue;
-            }
-            let Some(staged) = &mut node.staged else { continue };
-            staged.forced_at = Instant::now();
-            // A file that was reopened meanwhile has bytes that were not forced, but those of its last close were.
-            if staged.row.file == name && !staged.row.forced {
-                let mut row = staged.row.clone();
-                row.forced = true;
-                changes.push(Change::Stage(row));
-                staged.row.forced = true;
-                locked.push(ino);
+            if let Err(error) = self.record_forced(*ino, *name, begun) {
+                failure.get_or_insert(error);
             }
         }
-        if !changes.is_empty() {
-            if let Err(error) = self.commit(&changes) {
-                for ino in locked {
-                    if let Some(staged) = self.nodes.existing(ino).as_mut().and_then(|n| n.staged.as_mut()) {
-                        staged.row.forced = false;
-                    }
-                }
-                return Err(error);
-            }
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// Commits, under the node's lock, that a staging file was forced by a force that began at `begun`.
+    fn record_forced(&self, ino: Ino, name: StagingName, begun: Instant) -> Result<()> {
+        let Some(mut node) = self.nodes.existing(ino) else { return Ok(()) };
+        if node.putting || node.clone.is_some() {
+            return Ok(());
+        }
+        let writers = node.writers;
+        let Some(staged) = node.staged.as_mut().filter(|staged| staged.row.file == name) else {
+            return Ok(());
+        };
+        staged.forced_at = Instant::now();
+        if writers == 0 && staged.closed.is_none_or(|closed| closed <= begun) {
+            staged.unforced_since = None;
+        }
+        if !staged.row.forced {
+            let mut row = staged.row.clone();
+            row.forced = true;
+            self.commit(&[Change::Stage(row)])?;
+            staged.row.forced = true;
         }
         Ok(())
     }
@@ -632,6 +672,20 @@ impl Vfs {
         inos
     }
 }
+
+fn postpone(node: &mut Locked<'_>) {
+    let Some(staged) = &mut node.staged else { return };
+    staged.attempts = staged.attempts.saturating_add(1);
+    if staged.closed.is_some() {
+        staged.closed = Some(Instant::now());
+    }
+}
+
+/// Closed files are forced when bytes of them may be unforced this long, however often they are opened and closed.
+const UNFORCED_MAX: Duration = Duration::from_secs(4);
+
+/// A lazy copy that stops half-way becomes bytes after this time, well before its blob could be reclaimed.
+const CLONE_AGE_MAX: Duration = Duration::from_secs(4);
 
 /// Lines kept for `status`.
 const REPORTS_MAX: usize = 1000;

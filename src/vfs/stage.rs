@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use crate::change::{Change, Inode, Kind, Nanos, StagedRow, StagingName};
 use crate::checksum::Checksum;
 use crate::filestore::{self, StagingWriter};
+use crate::index::Seq;
 use crate::sys::content as sys;
+use crate::sys::file::copy_range;
 use crate::vfs::descriptors::Reader;
 use crate::vfs::node::{Locked, Serving, Source, Staged};
 use crate::vfs::{Error, Result, Vfs};
@@ -133,15 +135,15 @@ impl Vfs {
             }
         };
         let row = self.staged_row(inode, file);
+        if let Serving::Passthrough(backing) = &mut node.serving {
+            backing.source = Source::Staging(file);
+            backing.owns = None;
+        }
         if let Err(error) = self.commit(&[Change::Stage(row.clone())]) {
             if matches!(node.serving, Serving::Idle | Serving::Daemon) {
                 self.give_up_staging(file);
             }
             return Err(error);
-        }
-        if let Serving::Passthrough(backing) = &mut node.serving {
-            backing.source = Source::Staging(file);
-            backing.owns = None;
         }
         let mut staged = Staged::new(row);
         staged.fresh = keep < inode.size;
@@ -182,12 +184,7 @@ impl Vfs {
     fn take_over(&self, sum: &Checksum, name: StagingName, file_ino: u64) -> Result<()> {
         let latch = self.store.latch(sum);
         self.store.detach(&latch, name)?;
-        // Readers of other inodes that hold the old file in the cache must not see what is written to it.
-        {
-            let _gate = self.blob_reads.write();
-            self.descriptors.forget_blob(sum);
-            self.disown(sum);
-        }
+        self.change_hands(sum);
         let writer = self.store.open_staging_writer(name)?;
         let found = writer.stat().map_err(Error::io(format!("stat staging file {name}")))?;
         if found.file_ino != file_ino {
@@ -196,6 +193,14 @@ impl Vfs {
             return Err(Error::Swapped(*sum));
         }
         sys::set_mtime(&writer, UNTOUCHED).map_err(Error::io(format!("set the time of staging file {name}")))
+    }
+
+    /// The blob has got another file: readers of other inodes that hold the old one must not see what is written to it.
+    fn change_hands(&self, sum: &Checksum) {
+        let _gate = self.blob_reads.write();
+        self.descriptors.forget_blob(sum);
+        self.hand_overs.fetch_add(1, Ordering::AcqRel);
+        self.disown(sum);
     }
 
     /// Sees to it that a staging file has one name: a put that was not committed may have left it linked as a blob.
@@ -209,9 +214,41 @@ impl Vfs {
         let digest = reader.digest(|| true).map_err(Error::io(format!("read staging file {name}")))?;
         let digest = digest.ok_or(Error::Stale(inode.ino))?;
         let latch = self.store.latch(&digest.checksum);
-        self.store.detach(&latch, name)?;
-        self.descriptors.forget_blob(&digest.checksum);
+        if self.owners.lock().get(&digest.checksum).is_none_or(|owner| owner.ino == inode.ino) {
+            self.store.detach(&latch, name)?;
+            self.change_hands(&digest.checksum);
+            return Ok(());
+        }
+        // The file serves another inode of the same content by now: this one gets a copy.
+        let (moved, _) = self.restage(&staged.row)?;
+        staged.row = moved;
+        self.give_up_staging(name);
         Ok(())
+    }
+
+    /// A copy of a staging file takes its place; the caller retires the old one.
+    pub(super) fn restage(&self, row: &StagedRow) -> Result<(StagedRow, Seq)> {
+        let what = || Error::io(format!("copy staging file {}", row.file));
+        let name = self.next_staging()?;
+        let old = self.store.open_staging(row.file)?;
+        let new = self.store.stage(name)?;
+        let stat = old.stat().map_err(what())?;
+        let copied = copy_range(&old, 0, &new, 0, stat.size)
+            .and_then(|()| new.set_len(stat.size))
+            .and_then(|()| sys::set_mtime(&new, stat.mtime))
+            .map_err(what());
+        drop(new);
+        let moved = StagedRow { file: name, ..row.clone() };
+        let committed = copied
+            .and_then(|()| if row.forced { Ok(self.store.force_staging(&[name])?) } else { Ok(()) })
+            .and_then(|()| self.commit(&[Change::Stage(moved.clone())]));
+        match committed {
+            Ok(seq) => Ok((moved, seq)),
+            Err(error) => {
+                self.give_up_staging(name);
+                Err(error)
+            }
+        }
     }
 
     /// Unlinks a staging file that no committed row names.
@@ -224,16 +261,20 @@ impl Vfs {
 
     /// Counts a file that was closed for writing into the backlog, and lets it wait for its seal.
     pub(super) fn close_staged(&self, node: &mut Locked<'_>) {
+        let orphan = node.orphan;
         let Some(staged) = &mut node.staged else { return };
         let name = staged.row.file;
         self.descriptors.close_writer(name);
         staged.closed = Some(Instant::now());
         staged.attempts = 0;
-        let bytes = self.store.stat_staging(name).map_or(0, |stat| stat.blocks * 512);
-        if staged.counted.replace(bytes).is_none() {
-            self.backlog.files.fetch_add(1, Ordering::Relaxed);
-            self.backlog.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.uncount(staged);
+        if orphan || staged.row.failed.is_some() {
+            return;
         }
+        let bytes = self.store.stat_staging(name).map_or(0, |stat| stat.blocks * 512);
+        staged.counted = Some(bytes);
+        self.backlog.files.fetch_add(1, Ordering::Relaxed);
+        self.backlog.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Takes a file out of the backlog: sealed, reopened or gone.

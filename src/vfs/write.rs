@@ -1,6 +1,6 @@
 //! write(2), fallocate(2), fsync(2), and the part of close(2) that waits.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::change::{Change, Ino, Nanos, StagingName};
 use crate::checksum::{Checksum, Digest};
@@ -10,6 +10,12 @@ use crate::vfs::seal::collision;
 use crate::vfs::{Caller, Durability, Error, Result, Vfs};
 
 pub use crate::sys::content::Allocate;
+
+/// What was hashed, size and mtime of the staging file, and when.
+type Hashed = (u64, Nanos, Instant);
+
+/// A file that goes on changing is hashed again by a close after this time.
+const HASH_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// Largest file whose close waits for the hash under `durability=close`.
 const HASH_AT_CLOSE_BYTES_MAX: u64 = 256 << 20;
@@ -49,12 +55,17 @@ impl Vfs {
     /// Forces the bytes of a file and every name and attribute committed so far.
     pub fn fsync(&self, ino: Ino) -> Result<()> {
         if let Some(mut node) = self.nodes.existing(ino) {
+            node.settle();
             self.materialise(&mut node)?;
+            let writers = node.writers;
             if let Some(staged) = &mut node.staged {
                 let mut row = staged.row.clone();
                 if row.failed.is_none() {
                     self.store.force_staging(&[row.file])?;
                     staged.forced_at = Instant::now();
+                    if writers == 0 {
+                        staged.unforced_since = None;
+                    }
                     if !row.forced {
                         row.forced = true;
                         self.commit(&[Change::Stage(row.clone())])?;
@@ -92,9 +103,11 @@ impl Vfs {
         let Some((name, hashed)) = self.staged_for_close(ino)? else { return self.sync_index() };
         self.store.force_staging(&[name])?;
         let stat = self.store.stat_staging(name)?;
-        // A descriptor that many processes inherit and close must not cost a hash each: again only when it has doubled.
-        let again =
-            hashed.is_none_or(|(size, mtime)| mtime != stat.mtime && stat.size >= size.saturating_mul(2));
+        // A descriptor that many processes inherit and close must not cost a hash each: again only when it has doubled, or
+        // after a while.
+        let again = hashed.is_none_or(|(size, mtime, at)| {
+            mtime != stat.mtime && (stat.size >= size.saturating_mul(2) || at.elapsed() > HASH_AGAIN_AFTER)
+        });
         let mut checksum = None;
         if stat.size <= HASH_AT_CLOSE_BYTES_MAX && again {
             let reader = self.store.open_staging(name)?;
@@ -107,12 +120,12 @@ impl Vfs {
                 checksum = Some(digest.checksum);
             }
         }
-        self.record_close(ino, name, checksum, (stat.size, stat.mtime))?;
+        self.record_close(ino, name, checksum, (stat.size, stat.mtime, Instant::now()))?;
         self.sync_index()
     }
 
     /// The staging file of an inode, and what close hashed of it last; `None` when it has none.
-    fn staged_for_close(&self, ino: Ino) -> Result<Option<(StagingName, Option<(u64, Nanos)>)>> {
+    fn staged_for_close(&self, ino: Ino) -> Result<Option<(StagingName, Option<Hashed>)>> {
         let Some(mut node) = self.nodes.existing(ino) else { return Ok(None) };
         self.materialise(&mut node)?;
         let Some(staged) = &node.staged else { return Ok(None) };
@@ -127,13 +140,19 @@ impl Vfs {
         ino: Ino,
         name: StagingName,
         checksum: Option<Checksum>,
-        version: (u64, Nanos),
+        version: Hashed,
     ) -> Result<()> {
-        let Some(mut node) = self.nodes.existing(ino) else { return Ok(()) };
+        let unpromise = |sum: &Checksum| {
+            self.promised.lock().remove(sum);
+        };
+        let mut node = self.nodes.lock(ino);
         node.settle();
         let Some(staged) = node.staged.as_mut().filter(|staged| staged.row.file == name) else {
+            checksum.iter().for_each(unpromise);
             return Ok(());
         };
+        let replaced = staged.row.checksum.filter(|old| checksum.is_some_and(|new| new != *old));
+        replaced.iter().for_each(unpromise);
         staged.forced_at = Instant::now();
         if checksum.is_some() {
             staged.hashed = Some(version);
