@@ -32,13 +32,13 @@ run: run-packages build ## build, mount ./depot on ./mnt, show that a copy takes
 	@test -f "$(DEPOT)/depot.toml" || $(DEPOTFS) init "$(DEPOT)"
 	@mkdir -p "$(MNT)" 2>/dev/null || true
 	@$(DEPOTFS) status "$(DEPOT)" >/dev/null 2>&1 || $(DEPOTFS) mount "$(DEPOT)" "$(MNT)"
-	@DEPOTFS="$(DEPOTFS)" DEPOT="$(DEPOT)" MNT="$(MNT)" sh scripts/sample
+	@DEPOTFS="$(DEPOTFS)" DEPOT="$(DEPOT)" MNT="$(MNT)" sh .ci/sample
 	@echo "The depot stays mounted on $(MNT); unmount it with: make stop"
 
 stop: ## unmount what make run mounted
 	@if grep -qs " $(MNT) fuse" /proc/mounts; then $(DEPOTFS) umount "$(MNT)"; else echo "$(MNT) is not mounted"; fi
 
-test: ## everything: format, lints, unit, integration, tidy and conformance tests
+test: setup ## set up, then everything: format, lints, unit, integration, tidy and conformance tests
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets --locked -- -D warnings
 	PATH="$(TOOLS)/bin:$$PATH" $(CARGO) test --locked
@@ -59,10 +59,10 @@ uninstall: ## take away what make install put there
 setup: run-packages test-packages test-programs test-user ## what the tests need: Debian packages, test programs, a user
 
 run-packages:
-	@sh scripts/packages $(RUN_PACKAGES)
+	@sh .ci/packages $(RUN_PACKAGES)
 
 test-packages:
-	@sh scripts/packages $(TEST_PACKAGES)
+	@sh .ci/packages $(TEST_PACKAGES)
 
 test-programs: test-packages
 	@for program in $(TEST_PROGRAMS); do \

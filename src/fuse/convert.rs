@@ -104,6 +104,7 @@ pub fn access(flags: i32) -> Access {
         write: mode != OpenAccMode::O_RDONLY,
         truncate: flags & libc::O_TRUNC != 0,
         exclusive: flags & libc::O_EXCL != 0,
+        sync: flags & libc::O_DSYNC != 0,
         noatime: flags & libc::O_NOATIME != 0,
     }
 }

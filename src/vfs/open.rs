@@ -41,6 +41,8 @@ pub struct Access {
     pub truncate: bool,
     /// Fail if it exists.
     pub exclusive: bool,
+    /// Every write is durable when it returns.
+    pub sync: bool,
     /// Reading leaves no trace.
     pub noatime: bool,
 }
@@ -74,7 +76,11 @@ impl Vfs {
         let mut node = self.nodes.lock(ino);
         let inode = self.inode(ino)?;
         if inode.kind != Kind::File {
-            return Err(if inode.kind == Kind::Directory { Error::IsDirectory } else { Error::Unsupported("open") });
+            return Err(if inode.kind == Kind::Directory {
+                Error::IsDirectory
+            } else {
+                Error::Unsupported("open")
+            });
         }
         let mut lazily = false;
         if changes {
@@ -92,6 +98,8 @@ impl Vfs {
             self.note_read(&inode);
         }
         self.admit(&mut node, access);
+        drop(node);
+        self.begin_sync(ino, access)?;
         Ok(Opened { how, no_flush: !changes || self.durability_of(ino)? == Durability::Fsync })
     }
 
@@ -106,7 +114,9 @@ impl Vfs {
         register: Register<'_>,
     ) -> Result<(Attributes, Opened)> {
         if parent == ROOT {
-            return Err(Error::NotPermitted("only directories stand at the top of the tree: they are the repositories"));
+            return Err(Error::NotPermitted(
+                "only directories stand at the top of the tree: they are the repositories",
+            ));
         }
         check_new_name(parent, name)?;
         self.wait_for_backlog()?;
@@ -114,12 +124,19 @@ impl Vfs {
         let ino = inode.ino;
         let file = self.next_staging()?;
         let writer = self.store.stage(file)?;
-        sys::set_mtime(&writer, UNTOUCHED).map_err(Error::io(format!("set the time of staging file {file}")))?;
+        sys::set_mtime(&writer, UNTOUCHED)
+            .map_err(Error::io(format!("set the time of staging file {file}")))?;
         drop(writer);
         let row = self.staged_row(&inode, file);
         let cookie = self.index.next_number()?;
-        let create =
-            Change::Create { parent, name: name.to_vec(), cookie, inode: inode.clone(), target: None, xattrs };
+        let create = Change::Create {
+            parent,
+            name: name.to_vec(),
+            cookie,
+            inode: inode.clone(),
+            target: None,
+            xattrs,
+        };
         // Nobody can name the inode before the commit, so holding its lock across it delays nobody.
         let mut node = self.nodes.lock(ino);
         if let Err(error) = self.commit(&[create, Change::Stage(row.clone())]) {
@@ -138,9 +155,20 @@ impl Vfs {
         let lazily = self.guess(&mut node, caller, access);
         let how = self.serve(&mut node, &inode, lazily, register)?;
         self.admit(&mut node, access);
+        drop(node);
+        self.begin_sync(ino, access)?;
         let no_flush = !access.write || self.durability_of(ino)? == Durability::Fsync;
         // Nothing but a request can change the attributes of an empty new file, so the kernel may keep them.
         Ok((Attributes { inode, blocks: 0, stable: true }, Opened { how, no_flush }))
+    }
+
+    /// O_SYNC: the kernel forces the bytes of each write itself, past the daemon perhaps. What it cannot force, that the
+    /// staging file is known and its name durable, is done once.
+    fn begin_sync(&self, ino: Ino, access: Access) -> Result<()> {
+        if access.sync && access.write {
+            return self.fsync(ino).inspect_err(|_| self.release(ino, access));
+        }
+        Ok(())
     }
 
     /// Ends a descriptor.
@@ -275,7 +303,13 @@ impl Vfs {
     }
 
     /// Decides or joins the way by which the kernel reaches the bytes. `lazily`: through the daemon if there is a choice.
-    fn serve(&self, node: &mut Locked<'_>, inode: &Inode, lazily: bool, register: Register<'_>) -> Result<How> {
+    fn serve(
+        &self,
+        node: &mut Locked<'_>,
+        inode: &Inode,
+        lazily: bool,
+        register: Register<'_>,
+    ) -> Result<How> {
         match &node.serving {
             Serving::Passthrough(backing) => return Ok(How::Passthrough(backing.token.clone())),
             Serving::Daemon => return Ok(How::Cached),
@@ -308,7 +342,12 @@ impl Vfs {
         // writer behind that would stand in the way of a lease.
         let file = self.store.open_staging(name)?;
         let file_ino = file.stat().map_err(Error::io(format!("stat staging file {name}")))?.file_ino;
-        Ok(self.register(file.as_fd(), register).map(|token| Backing { token, source: Source::Staging(name), file_ino, owns: None }))
+        Ok(self.register(file.as_fd(), register).map(|token| Backing {
+            token,
+            source: Source::Staging(name),
+            file_ino,
+            owns: None,
+        }))
     }
 
     /// Checks that the blob can be served, and takes its file for passthrough if that is free.
@@ -372,10 +411,22 @@ impl Vfs {
     pub(super) fn drop_set_id_bits(&self, inode: &Inode) -> Result<()> {
         let at = now();
         let mode = Some(without_set_id_bits(inode.mode));
-        let mut changes =
-            vec![Change::Attr { ino: inode.ino, mode, uid: None, gid: None, atime: None, mtime: None, ctime: Some(at) }];
+        let mut changes = vec![Change::Attr {
+            ino: inode.ino,
+            mode,
+            uid: None,
+            gid: None,
+            atime: None,
+            mtime: None,
+            ctime: Some(at),
+        }];
         if self.index.xattr(inode.ino, acl::CAPABILITY)?.is_some() {
-            changes.push(Change::Xattr { ino: inode.ino, name: acl::CAPABILITY.to_vec(), value: None, ctime: at });
+            changes.push(Change::Xattr {
+                ino: inode.ino,
+                name: acl::CAPABILITY.to_vec(),
+                value: None,
+                ctime: at,
+            });
         }
         self.commit(&changes)?;
         Ok(())

@@ -7,6 +7,9 @@
 use std::collections::HashSet;
 
 use crate::change::{Change, StagedRow, StagingName};
+use crate::sys::content::set_mtime;
+use crate::sys::file::copy_range;
+use crate::sys::lease::read_lease;
 use crate::vfs::node::Staged;
 use crate::vfs::{Error, Result, Vfs, now};
 
@@ -68,17 +71,23 @@ impl Vfs {
             Err(error) => return Err(error.into()),
         };
         if stands && there {
+            let row = self.out_of_reach(row)?;
             let mut node = self.nodes.lock(row.ino);
             node.staged = Some(Staged::new(row));
             self.close_staged(&mut node);
             done.kept += 1;
             return Ok(());
         }
-        let path = self.index.path(row.ino)?.map_or_else(|| format!("inode {}", row.ino), |p| String::from_utf8_lossy(&p).into_owned());
+        let path = self
+            .index
+            .path(row.ino)?
+            .map_or_else(|| format!("inode {}", row.ino), |p| String::from_utf8_lossy(&p).into_owned());
         let inode = self.index.inode(row.ino)?.ok_or(Error::Stale(row.ino))?;
         self.commit(&[Change::Unstage { ino: row.ino }])?;
         if inode.checksum.is_some() {
-            self.report(format!("{path}: went back to its previous version, the newer one was not on the disk yet"));
+            self.report(format!(
+                "{path}: went back to its previous version, the newer one was not on the disk yet"
+            ));
             done.reverted += 1;
         } else {
             self.remove_all_names(row.ino)?;
@@ -89,6 +98,29 @@ impl Vfs {
             self.keep_aside(row.file, &format!("unsealed bytes of {path} that a crash may have torn"));
         }
         Ok(())
+    }
+
+    /// Programs that had the file open go on writing it past a killed daemon. What they wrote before this is theirs to keep;
+    /// from now on they write to a file of their own.
+    fn out_of_reach(&self, row: StagedRow) -> Result<StagedRow> {
+        let old = self.store.open_staging(row.file)?;
+        let what = || Error::io(format!("copy staging file {}", row.file));
+        if row.failed.is_some() || read_lease(&old).map_err(what())?.is_some() {
+            return Ok(row);
+        }
+        let name = self.next_staging()?;
+        let new = self.store.stage(name)?;
+        let stat = old.stat().map_err(what())?;
+        copy_range(&old, 0, &new, 0, stat.size).map_err(what())?;
+        new.set_len(stat.size).map_err(what())?;
+        set_mtime(&new, stat.mtime).map_err(what())?;
+        if row.forced {
+            self.store.force_staging(&[name])?;
+        }
+        let moved = StagedRow { file: name, ..row };
+        let seq = self.commit(&[Change::Stage(moved.clone())])?;
+        self.retire(seq, row.file);
+        Ok(moved)
     }
 
     fn remove_all_names(&self, ino: u64) -> Result<()> {

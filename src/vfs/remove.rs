@@ -14,7 +14,7 @@ impl Vfs {
         if inode.kind == Kind::Directory {
             return Err(Error::IsDirectory);
         }
-        self.remove(parent, name, inode.ino, inode.nlink == 1)
+        self.remove(parent, name, inode.ino)
     }
 
     /// Removes an empty directory.
@@ -26,14 +26,16 @@ impl Vfs {
         if is_reserved(inode.ino) {
             return Err(Error::NotPermitted("a reserved directory"));
         }
-        self.remove(parent, name, inode.ino, true)
+        self.remove(parent, name, inode.ino)
     }
 
-    fn remove(&self, parent: Ino, name: &[u8], ino: Ino, last: bool) -> Result<()> {
-        let mut node = last.then(|| self.nodes.lock(ino));
+    fn remove(&self, parent: Ino, name: &[u8], ino: Ino) -> Result<()> {
+        // Whether a name is the last is decided under the node's lock, as names are added.
+        let mut node = self.nodes.lock(ino);
+        let inode = self.inode(ino)?;
         self.commit(&[Change::Remove { parent, name: name.to_vec(), ino, at: now() }])?;
-        if let Some(node) = &mut node {
-            self.orphaned(node);
+        if inode.kind == Kind::Directory || inode.nlink == 1 {
+            self.orphaned(&mut node);
         }
         if parent == ROOT {
             self.forget_settings();

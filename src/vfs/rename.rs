@@ -60,7 +60,9 @@ impl Vfs {
             return Ok(());
         }
         if new_parent == ROOT {
-            return Err(Error::NotPermitted("only directories stand at the top of the tree: they are the repositories"));
+            return Err(Error::NotPermitted(
+                "only directories stand at the top of the tree: they are the repositories",
+            ));
         }
         if moved.nlink > 1 && self.index.repository(parent)? != self.index.repository(new_parent)? {
             return Err(Error::CrossRepository);
@@ -79,10 +81,20 @@ impl Vfs {
         let Some(there) = there else {
             let cookie = self.index.next_number()?;
             let ino = moved.ino;
-            self.commit(&[Change::Rename { parent, name, new_parent, new_name, cookie, ino, replaced: None, at }])?;
+            self.commit(&[Change::Rename {
+                parent,
+                name,
+                new_parent,
+                new_name,
+                cookie,
+                ino,
+                replaced: None,
+                at,
+            }])?;
             return Ok(());
         };
         let (mut moved_node, mut there_node) = self.nodes.lock_two(moved.ino, there.ino);
+        let there = &self.inode(there.ino)?;
         // Write-temporary-and-rename must not leave an empty file after a power cut: the bytes go to the disk first.
         let mut changes = Vec::with_capacity(3);
         self.force_before_rename(&mut moved_node, &mut changes)?;
