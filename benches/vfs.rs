@@ -14,10 +14,14 @@ use depotfs::vfs::open::Access;
 use depotfs::vfs::{Caller, Durability, Options, Vfs};
 
 const CALLER: Caller = Caller { uid: 0, gid: 0, pid: 1 };
-const READ: Access =
-    Access { read: true, write: false, truncate: false, exclusive: false, sync: false, noatime: true };
-const WRITE: Access =
-    Access { read: false, write: true, truncate: false, exclusive: true, sync: false, noatime: true };
+
+fn reading() -> Access {
+    Access { read: true, noatime: true, ..Access::default() }
+}
+
+fn writing() -> Access {
+    Access { write: true, exclusive: true, ..Access::default() }
+}
 
 /// The kernel that is not there refuses passthrough.
 fn refuse(_: BorrowedFd<'_>) -> io::Result<Token> {
@@ -49,11 +53,11 @@ fn tree(dir: &Path) -> Vfs {
 /// Makes a file with these bytes and closes it.
 fn write(vfs: &Vfs, parent: Ino, name: &str, bytes: &[u8]) -> Ino {
     let (made, _) = vfs
-        .create(&CALLER, parent, name.as_bytes(), (0o644, 0o022), WRITE, &refuse)
+        .create(&CALLER, parent, name.as_bytes(), (0o644, 0o022), writing(), &refuse)
         .expect("a file can be made");
     let ino = made.inode.ino;
     vfs.write(ino, 0, bytes, false).expect("the new file can be written");
-    vfs.release(ino, WRITE);
+    vfs.release(ino, writing());
     ino
 }
 
@@ -121,9 +125,9 @@ fn opens(c: &mut Criterion, vfs: &Vfs, dir: Ino) {
         b.iter(|| {
             let found = vfs.lookup(dir, b"read").expect("the tree answers").expect("the name is there");
             let ino = found.inode.ino;
-            vfs.open(&CALLER, ino, READ, &refuse).expect("the file opens");
+            vfs.open(&CALLER, ino, reading(), &refuse).expect("the file opens");
             let n = vfs.read(ino, 0, &mut buffer).expect("the file can be read");
-            vfs.release(ino, READ);
+            vfs.release(ino, reading());
             n
         });
     });
