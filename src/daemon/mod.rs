@@ -97,7 +97,6 @@ pub fn run(plan: &Plan, handover: Option<Handover>) -> anyhow::Result<()> {
 
 /// Limits and habits of the process, none of which is worth failing for.
 fn prepare_process() {
-    crate::sys::lease::ignore_break_signal();
     if let Err(error) = process::raise_open_files() {
         tracing::warn!(%error, "the limit on open files cannot be raised");
     }

@@ -49,12 +49,6 @@ impl Drop for Lease {
     }
 }
 
-/// Lets a broken lease be a signal without effect; by default SIGIO ends the process.
-pub fn ignore_break_signal() {
-    // SAFETY: SIG_IGN is a valid disposition and no handler of ours is replaced.
-    unsafe { libc::signal(libc::SIGIO, libc::SIG_IGN) };
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
