@@ -142,6 +142,9 @@ fn one_file_suffers(t: &Tree, how: &str) {
     fs::write(t.path("hurt"), "new bytes").unwrap();
     t.seal();
     assert_eq!(fs::read(t.path("hurt")).unwrap(), b"new bytes");
+    // And the old bytes can be stored again.
+    t.sealed("again", "the bytes that will be gone");
+    assert_eq!(fs::read(t.path("again")).unwrap(), b"the bytes that will be gone");
 }
 
 fn a_missing_blob_concerns_one_file(t: &Tree) {
