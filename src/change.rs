@@ -114,12 +114,12 @@ impl fmt::Display for StagingName {
     }
 }
 
-/// Identity of one mount: which boot of the host and which daemon wrote a staging file.
+/// Where bytes in the page cache were written: which boot of the host, and which mount of the filestore's disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MountId {
     /// The kernel's boot id.
     pub boot: [u8; 16],
-    /// Unique for each start of the daemon.
+    /// Device and mount number of the disk; the same for every daemon as long as the disk stays mounted.
     pub mount: [u8; 16],
 }
 
@@ -132,11 +132,11 @@ pub struct StagedRow {
     pub file: StagingName,
     /// The boot during which it was written (bytes not forced do not survive another one).
     pub boot: [u8; 16],
-    /// The daemon that made the row.
+    /// The mount of the filestore's disk, likewise.
     pub mount: [u8; 16],
     /// Whether bytes and directory entry of the staging file were forced to the disk.
     pub forced: bool,
-    /// The checksum of the bytes where close waited for it, or where a seal could not link.
+    /// The checksum of the bytes where close waited for it.
     pub checksum: Option<Checksum>,
     /// mtime of the staged version as far as a call set it; the staging file's own mtime wins when a write moved it.
     pub mtime: Nanos,

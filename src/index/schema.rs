@@ -101,9 +101,9 @@ CREATE TABLE staged (
   ino      INTEGER NOT NULL PRIMARY KEY, -- the file
   file     INTEGER NOT NULL, -- name of the staging file (16 hex digits there), in no other row
   boot     BLOB NOT NULL,    -- boot id of the host when it was written, 16 bytes
-  mount    BLOB NOT NULL,    -- unique id of the daemon that wrote it, 16 bytes
+  mount    BLOB NOT NULL,    -- which mount of the filestore's disk, 16 bytes: device and mount number
   forced   INTEGER NOT NULL, -- 1 when its bytes and its directory entry were forced to the disk, else 0
-  checksum BLOB,             -- of its bytes, when close waited for it or no link is possible; else NULL
+  checksum BLOB,             -- of its bytes, when close waited for it; else NULL
   mtime    INTEGER NOT NULL, -- of the staged version, as far as a call set it
   ctime    INTEGER NOT NULL, -- of the staged version, likewise
   failed   TEXT              -- why it cannot be sealed (the path answers EIO); NULL: it can

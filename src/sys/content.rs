@@ -60,7 +60,9 @@ impl Allocate {
             Allocate::KeepSize => FallocateFlags::FALLOC_FL_KEEP_SIZE,
             Allocate::PunchHole => FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE,
             Allocate::ZeroExtend => FallocateFlags::FALLOC_FL_ZERO_RANGE,
-            Allocate::ZeroKeepSize => FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE,
+            Allocate::ZeroKeepSize => {
+                FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE
+            }
         }
     }
 }
@@ -92,7 +94,10 @@ pub fn unique_mount_id(file: impl AsFd) -> io::Result<u64> {
 
 /// Whether a system call failed for want of something that may be there again later.
 pub fn is_shortage(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOMEM | libc::EMFILE | libc::ENFILE | libc::EAGAIN | libc::EINTR))
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENOMEM | libc::EMFILE | libc::ENFILE | libc::EAGAIN | libc::EINTR)
+    )
 }
 
 #[cfg(test)]

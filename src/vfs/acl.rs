@@ -139,19 +139,25 @@ mod tests {
 
     #[test]
     fn the_mask_is_the_group_bits() {
-        let value = list(&[(USER_OBJ, 7, 0), (USER, 6, 1000), (GROUP_OBJ, 5, 0), (MASK, 4, 0), (OTHER, 1, 0)]);
+        let value =
+            list(&[(USER_OBJ, 7, 0), (USER, 6, 1000), (GROUP_OBJ, 5, 0), (MASK, 4, 0), (OTHER, 1, 0)]);
         let (mode, stored) = set_access(&value).unwrap();
         assert_eq!(mode, 0o741);
         let changed = with_mode(&stored.unwrap(), 0o570).unwrap();
         let entries = parse(&changed).unwrap();
         assert_eq!(entries.iter().find(|e| e.tag == MASK).unwrap().perm, 7);
-        assert_eq!(entries.iter().find(|e| e.tag == GROUP_OBJ).unwrap().perm, 5, "the mask stands for the group");
+        assert_eq!(
+            entries.iter().find(|e| e.tag == GROUP_OBJ).unwrap().perm,
+            5,
+            "the mask stands for the group"
+        );
         assert_eq!(bits(&entries), 0o570);
     }
 
     #[test]
     fn inheritance_takes_away_what_the_mode_did_not_ask_for() {
-        let value = list(&[(USER_OBJ, 7, 0), (USER, 7, 1000), (GROUP_OBJ, 7, 0), (MASK, 7, 0), (OTHER, 7, 0)]);
+        let value =
+            list(&[(USER_OBJ, 7, 0), (USER, 7, 1000), (GROUP_OBJ, 7, 0), (MASK, 7, 0), (OTHER, 7, 0)]);
         let (mode, stored) = inherit(&value, 0o2640).unwrap();
         assert_eq!(mode, 0o2640);
         let entries = parse(&stored.unwrap()).unwrap();

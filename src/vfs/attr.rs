@@ -88,7 +88,11 @@ impl Vfs {
         if let Some((node, staged)) = node.and_then(|node| Some((node, node.staged.as_ref()?))) {
             let version = self.staged_version(node, &inode, staged)?;
             let (size, mtime, ctime) = (version.size, version.mtime, version.ctime);
-            return Ok(Attributes { inode: Inode { size, mtime, ctime, ..inode }, blocks: version.blocks, stable: false });
+            return Ok(Attributes {
+                inode: Inode { size, mtime, ctime, ..inode },
+                blocks: version.blocks,
+                stable: false,
+            });
         }
         let blocks = if inode.kind == Kind::File { inode.size.div_ceil(512) } else { 0 };
         Ok(Attributes { inode, blocks, stable: true })
@@ -164,17 +168,28 @@ impl Vfs {
                     touched = Some(file);
                 }
                 row.ctime = at;
-                changes.push(Change::Attr { ino: inode.ino, mode, uid, gid, atime, mtime: None, ctime: Some(at) });
+                changes.push(Change::Attr {
+                    ino: inode.ino,
+                    mode,
+                    uid,
+                    gid,
+                    atime,
+                    mtime: None,
+                    ctime: Some(at),
+                });
                 if mtime.is_some() {
                     changes.push(Change::Stage(row.clone()));
                     staged.row = row;
                 }
             }
-            None => changes.push(Change::Attr { ino: inode.ino, mode, uid, gid, atime, mtime, ctime: Some(at) }),
+            None => {
+                changes.push(Change::Attr { ino: inode.ino, mode, uid, gid, atime, mtime, ctime: Some(at) })
+            }
         }
         self.commit(&changes)?;
         if let Some(file) = touched {
-            crate::sys::content::set_mtime(&file, UNTOUCHED).map_err(Error::io("set the time of a staging file"))?;
+            crate::sys::content::set_mtime(&file, UNTOUCHED)
+                .map_err(Error::io("set the time of a staging file"))?;
         }
         Ok(())
     }
@@ -191,11 +206,9 @@ impl Vfs {
         self.make_dirty(node, inode, size)?;
         let Some(staged) = &node.staged else { return Err(Error::Stale(inode.ino)) };
         let name = staged.row.file;
-        let done = self
-            .store
-            .open_staging_writer(name)
-            .map_err(Error::from)
-            .and_then(|writer| writer.set_len(size).map_err(Error::io(format!("set the size of inode {}", inode.ino))));
+        let done = self.store.open_staging_writer(name).map_err(Error::from).and_then(|writer| {
+            writer.set_len(size).map_err(Error::io(format!("set the size of inode {}", inode.ino)))
+        });
         if node.writers == 0 {
             self.close_staged(node);
         }
@@ -206,10 +219,21 @@ impl Vfs {
         Ok(())
     }
 
-    fn follow_mode_in_acl(&self, inode: &Inode, mode: u32, at: Nanos, changes: &mut Vec<Change>) -> Result<()> {
+    fn follow_mode_in_acl(
+        &self,
+        inode: &Inode,
+        mode: u32,
+        at: Nanos,
+        changes: &mut Vec<Change>,
+    ) -> Result<()> {
         let Some(old) = self.index.xattr(inode.ino, acl::ACCESS)? else { return Ok(()) };
         let value = acl::with_mode(&old, mode)?;
-        changes.push(Change::Xattr { ino: inode.ino, name: acl::ACCESS.to_vec(), value: Some(value), ctime: at });
+        changes.push(Change::Xattr {
+            ino: inode.ino,
+            name: acl::ACCESS.to_vec(),
+            value: Some(value),
+            ctime: at,
+        });
         Ok(())
     }
 

@@ -48,7 +48,9 @@ impl Vfs {
 
     /// All checksums of a file, waiting for the seal and for the computation.
     pub fn checksums(&self, ino: Ino) -> Result<BlobRow> {
-        let row = self.sealed_blob(ino)?.ok_or(Error::Unsupported("checksum of something that is being written"))?;
+        let row = self
+            .sealed_blob(ino)?
+            .ok_or(Error::Unsupported("checksum of something that is being written"))?;
         if row.sha256.is_some() && row.md5.is_some() { Ok(row) } else { self.publish_digests(&row) }
     }
 

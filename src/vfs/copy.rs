@@ -57,7 +57,9 @@ impl Vfs {
             return Ok(None);
         }
         let clone = match node.clone {
-            Some(clone) if clone.checksum == checksum && clone.covered == to.offset => CloneOf { covered, ..clone },
+            Some(clone) if clone.checksum == checksum && clone.covered == to.offset => {
+                CloneOf { covered, ..clone }
+            }
             None if to.offset == 0 && self.store.stat_staging(file)?.size == 0 => {
                 CloneOf { file, checksum, size: inode.size, covered }
             }

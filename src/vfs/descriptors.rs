@@ -60,7 +60,11 @@ impl Default for Descriptors {
 
 impl Descriptors {
     /// The reader of `source`, opened by `open` when it is not there.
-    pub fn reader<E>(&self, source: Source, open: impl FnOnce() -> Result<Reader, E>) -> Result<Arc<Reader>, E> {
+    pub fn reader<E>(
+        &self,
+        source: Source,
+        open: impl FnOnce() -> Result<Reader, E>,
+    ) -> Result<Arc<Reader>, E> {
         if let Some(reader) = self.readers.lock().get(&source) {
             return Ok(reader.clone());
         }

@@ -66,8 +66,21 @@ impl Vfs {
         let ino = self.index.next_number()?;
         let (uid, times) = (caller.uid, (at, at, at, at));
         let (atime, mtime, ctime, btime) = times;
-        let inode =
-            Inode { ino, kind, mode, uid, gid, rdev: 0, nlink, size: 0, checksum: None, atime, mtime, ctime, btime };
+        let inode = Inode {
+            ino,
+            kind,
+            mode,
+            uid,
+            gid,
+            rdev: 0,
+            nlink,
+            size: 0,
+            checksum: None,
+            atime,
+            mtime,
+            ctime,
+            btime,
+        };
         Ok((inode, xattrs))
     }
 
@@ -80,7 +93,8 @@ impl Vfs {
         xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     ) -> Result<Attributes> {
         let cookie = self.index.next_number()?;
-        let create = Change::Create { parent, name: name.to_vec(), cookie, inode: inode.clone(), target, xattrs };
+        let create =
+            Change::Create { parent, name: name.to_vec(), cookie, inode: inode.clone(), target, xattrs };
         self.commit(&[create])?;
         Ok(Attributes { inode, blocks: 0, stable: true })
     }
@@ -122,7 +136,13 @@ impl Vfs {
     }
 
     /// A new symbolic link.
-    pub fn make_symlink(&self, caller: &Caller, parent: Ino, name: &[u8], target: &[u8]) -> Result<Attributes> {
+    pub fn make_symlink(
+        &self,
+        caller: &Caller,
+        parent: Ino,
+        name: &[u8],
+        target: &[u8],
+    ) -> Result<Attributes> {
         refuse_at_top(parent)?;
         check_new_name(parent, name)?;
         if target.len() > TARGET_BYTES_MAX {
@@ -187,7 +207,9 @@ impl Vfs {
 /// Only directories stand at the top of the tree.
 pub(super) fn refuse_at_top(parent: Ino) -> Result<()> {
     if parent == ROOT {
-        return Err(Error::NotPermitted("only directories stand at the top of the tree: they are the repositories"));
+        return Err(Error::NotPermitted(
+            "only directories stand at the top of the tree: they are the repositories",
+        ));
     }
     Ok(())
 }

@@ -72,7 +72,15 @@ pub struct Staged {
 impl Staged {
     /// Just staged, with a writer.
     pub fn new(row: StagedRow) -> Staged {
-        Staged { row, closed: None, forced_at: Instant::now(), attempts: 0, hashed: None, fresh: true, counted: None }
+        Staged {
+            row,
+            closed: None,
+            forced_at: Instant::now(),
+            attempts: 0,
+            hashed: None,
+            fresh: true,
+            counted: None,
+        }
     }
 }
 

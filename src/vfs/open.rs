@@ -76,7 +76,11 @@ impl Vfs {
         let mut node = self.nodes.lock(ino);
         let inode = self.inode(ino)?;
         if inode.kind != Kind::File {
-            return Err(if inode.kind == Kind::Directory { Error::IsDirectory } else { Error::Unsupported("open") });
+            return Err(if inode.kind == Kind::Directory {
+                Error::IsDirectory
+            } else {
+                Error::Unsupported("open")
+            });
         }
         let mut lazily = false;
         if changes {
@@ -110,7 +114,9 @@ impl Vfs {
         register: Register<'_>,
     ) -> Result<(Attributes, Opened)> {
         if parent == ROOT {
-            return Err(Error::NotPermitted("only directories stand at the top of the tree: they are the repositories"));
+            return Err(Error::NotPermitted(
+                "only directories stand at the top of the tree: they are the repositories",
+            ));
         }
         check_new_name(parent, name)?;
         self.wait_for_backlog()?;
@@ -118,12 +124,19 @@ impl Vfs {
         let ino = inode.ino;
         let file = self.next_staging()?;
         let writer = self.store.stage(file)?;
-        sys::set_mtime(&writer, UNTOUCHED).map_err(Error::io(format!("set the time of staging file {file}")))?;
+        sys::set_mtime(&writer, UNTOUCHED)
+            .map_err(Error::io(format!("set the time of staging file {file}")))?;
         drop(writer);
         let row = self.staged_row(&inode, file);
         let cookie = self.index.next_number()?;
-        let create =
-            Change::Create { parent, name: name.to_vec(), cookie, inode: inode.clone(), target: None, xattrs };
+        let create = Change::Create {
+            parent,
+            name: name.to_vec(),
+            cookie,
+            inode: inode.clone(),
+            target: None,
+            xattrs,
+        };
         // Nobody can name the inode before the commit, so holding its lock across it delays nobody.
         let mut node = self.nodes.lock(ino);
         if let Err(error) = self.commit(&[create, Change::Stage(row.clone())]) {
@@ -290,7 +303,13 @@ impl Vfs {
     }
 
     /// Decides or joins the way by which the kernel reaches the bytes. `lazily`: through the daemon if there is a choice.
-    fn serve(&self, node: &mut Locked<'_>, inode: &Inode, lazily: bool, register: Register<'_>) -> Result<How> {
+    fn serve(
+        &self,
+        node: &mut Locked<'_>,
+        inode: &Inode,
+        lazily: bool,
+        register: Register<'_>,
+    ) -> Result<How> {
         match &node.serving {
             Serving::Passthrough(backing) => return Ok(How::Passthrough(backing.token.clone())),
             Serving::Daemon => return Ok(How::Cached),
@@ -323,7 +342,12 @@ impl Vfs {
         // writer behind that would stand in the way of a lease.
         let file = self.store.open_staging(name)?;
         let file_ino = file.stat().map_err(Error::io(format!("stat staging file {name}")))?.file_ino;
-        Ok(self.register(file.as_fd(), register).map(|token| Backing { token, source: Source::Staging(name), file_ino, owns: None }))
+        Ok(self.register(file.as_fd(), register).map(|token| Backing {
+            token,
+            source: Source::Staging(name),
+            file_ino,
+            owns: None,
+        }))
     }
 
     /// Checks that the blob can be served, and takes its file for passthrough if that is free.
@@ -387,10 +411,22 @@ impl Vfs {
     pub(super) fn drop_set_id_bits(&self, inode: &Inode) -> Result<()> {
         let at = now();
         let mode = Some(without_set_id_bits(inode.mode));
-        let mut changes =
-            vec![Change::Attr { ino: inode.ino, mode, uid: None, gid: None, atime: None, mtime: None, ctime: Some(at) }];
+        let mut changes = vec![Change::Attr {
+            ino: inode.ino,
+            mode,
+            uid: None,
+            gid: None,
+            atime: None,
+            mtime: None,
+            ctime: Some(at),
+        }];
         if self.index.xattr(inode.ino, acl::CAPABILITY)?.is_some() {
-            changes.push(Change::Xattr { ino: inode.ino, name: acl::CAPABILITY.to_vec(), value: None, ctime: at });
+            changes.push(Change::Xattr {
+                ino: inode.ino,
+                name: acl::CAPABILITY.to_vec(),
+                value: None,
+                ctime: at,
+            });
         }
         self.commit(&changes)?;
         Ok(())

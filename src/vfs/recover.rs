@@ -78,11 +78,16 @@ impl Vfs {
             done.kept += 1;
             return Ok(());
         }
-        let path = self.index.path(row.ino)?.map_or_else(|| format!("inode {}", row.ino), |p| String::from_utf8_lossy(&p).into_owned());
+        let path = self
+            .index
+            .path(row.ino)?
+            .map_or_else(|| format!("inode {}", row.ino), |p| String::from_utf8_lossy(&p).into_owned());
         let inode = self.index.inode(row.ino)?.ok_or(Error::Stale(row.ino))?;
         self.commit(&[Change::Unstage { ino: row.ino }])?;
         if inode.checksum.is_some() {
-            self.report(format!("{path}: went back to its previous version, the newer one was not on the disk yet"));
+            self.report(format!(
+                "{path}: went back to its previous version, the newer one was not on the disk yet"
+            ));
             done.reverted += 1;
         } else {
             self.remove_all_names(row.ino)?;

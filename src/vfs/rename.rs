@@ -60,7 +60,9 @@ impl Vfs {
             return Ok(());
         }
         if new_parent == ROOT {
-            return Err(Error::NotPermitted("only directories stand at the top of the tree: they are the repositories"));
+            return Err(Error::NotPermitted(
+                "only directories stand at the top of the tree: they are the repositories",
+            ));
         }
         if moved.nlink > 1 && self.index.repository(parent)? != self.index.repository(new_parent)? {
             return Err(Error::CrossRepository);
@@ -79,7 +81,16 @@ impl Vfs {
         let Some(there) = there else {
             let cookie = self.index.next_number()?;
             let ino = moved.ino;
-            self.commit(&[Change::Rename { parent, name, new_parent, new_name, cookie, ino, replaced: None, at }])?;
+            self.commit(&[Change::Rename {
+                parent,
+                name,
+                new_parent,
+                new_name,
+                cookie,
+                ino,
+                replaced: None,
+                at,
+            }])?;
             return Ok(());
         };
         let (mut moved_node, mut there_node) = self.nodes.lock_two(moved.ino, there.ino);

@@ -182,12 +182,7 @@ impl Vfs {
         Ok(found.map(|found| Hashed { ino, file, found, sealing }))
     }
 
-    fn lease_and_hash(
-        &self,
-        ino: Ino,
-        file: StagingName,
-        sealing: &Sealing,
-    ) -> Result<Option<Found>> {
+    fn lease_and_hash(&self, ino: Ino, file: StagingName, sealing: &Sealing) -> Result<Option<Found>> {
         self.descriptors.forget_staging(file);
         let used = !is_unused(self.store.open_staging(file)?)
             .map_err(Error::io(format!("take a lease on staging file {file}")))?;
@@ -200,7 +195,9 @@ impl Vfs {
         }
         let reader = self.store.open_staging(file)?;
         let what = || Error::io(format!("read staging file {file}"));
-        let Some(digest) = reader.digest(|| !sealing.is_cancelled()).map_err(what())? else { return Ok(None) };
+        let Some(digest) = reader.digest(|| !sealing.is_cancelled()).map_err(what())? else {
+            return Ok(None);
+        };
         let Some(node) = self.nodes.existing(ino) else { return Ok(None) };
         let Some(staged) = &node.staged else { return Ok(None) };
         if sealing.is_cancelled() || staged.row.file != file {
@@ -375,7 +372,10 @@ impl Vfs {
     /// It must stay the file's, for the next write; so the seal waits until the mapping is gone.
     fn would_strand_mapping(&self, latch: &Latch<'_>, one: &Hashed) -> bool {
         let idle = || self.nodes.existing(one.ino).is_some_and(|node| matches!(node.serving, Serving::Idle));
-        one.found.used && self.passthrough() && idle() && self.store.stat_blob(latch.checksum()).is_ok_and(|s| s.is_some())
+        one.found.used
+            && self.passthrough()
+            && idle()
+            && self.store.stat_blob(latch.checksum()).is_ok_and(|s| s.is_some())
     }
 
     /// A staging file that is in use and has become the blob's own file must not serve another inode.
@@ -622,7 +622,8 @@ impl Vfs {
     fn sealable_at_once(&self) -> Vec<Ino> {
         let closed = |ino: &Ino| {
             self.nodes.existing(*ino).is_some_and(|node| {
-                let waits = node.staged.as_ref().is_some_and(|s| s.closed.is_some() && s.row.failed.is_none());
+                let waits =
+                    node.staged.as_ref().is_some_and(|s| s.closed.is_some() && s.row.failed.is_none());
                 waits && node.writers == 0 && !node.orphan
             })
         };

@@ -34,11 +34,21 @@ pub struct Version {
 
 impl Vfs {
     /// How the staged version of `inode` looks now.
-    pub(super) fn staged_version(&self, node: &Locked<'_>, inode: &Inode, staged: &Staged) -> Result<Version> {
+    pub(super) fn staged_version(
+        &self,
+        node: &Locked<'_>,
+        inode: &Inode,
+        staged: &Staged,
+    ) -> Result<Version> {
         let row = &staged.row;
         if let Some(clone) = &node.clone {
             let blocks = clone.covered.div_ceil(512);
-            return Ok(Version { size: clone.covered, blocks, mtime: row.mtime, ctime: row.ctime.max(inode.ctime) });
+            return Ok(Version {
+                size: clone.covered,
+                blocks,
+                mtime: row.mtime,
+                ctime: row.ctime.max(inode.ctime),
+            });
         }
         let stat = self.store.stat_staging(row.file)?;
         let ctime = inode.ctime.max(row.ctime);
@@ -67,7 +77,11 @@ impl Vfs {
     }
 
     /// A descriptor of its own for `source`.
-    pub(super) fn open_source(&self, source: Source, size: u64) -> std::result::Result<Reader, filestore::Error> {
+    pub(super) fn open_source(
+        &self,
+        source: Source,
+        size: u64,
+    ) -> std::result::Result<Reader, filestore::Error> {
         Ok(match source {
             Source::Blob(sum) => Reader::Blob(self.store.open_blob(&sum, size)?),
             Source::Staging(name) => Reader::Staging(self.store.open_staging(name)?),
@@ -159,7 +173,8 @@ impl Vfs {
         let _latch = self.store.latch(sum);
         let writer =
             if keep == 0 { self.store.stage(name)? } else { self.store.stage_from(name, sum, keep)? };
-        sys::set_mtime(&writer, UNTOUCHED).map_err(Error::io(format!("set the time of staging file {name}")))?;
+        sys::set_mtime(&writer, UNTOUCHED)
+            .map_err(Error::io(format!("set the time of staging file {name}")))?;
         Ok(name)
     }
 
@@ -261,4 +276,3 @@ impl Vfs {
 
 /// How long a writer waits for the backlog before it is told that there is no room.
 const BACKLOG_WAIT_MAX: Duration = Duration::from_secs(60);
-

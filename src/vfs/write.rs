@@ -93,7 +93,8 @@ impl Vfs {
         self.store.force_staging(&[name])?;
         let stat = self.store.stat_staging(name)?;
         // A descriptor that many processes inherit and close must not cost a hash each: again only when it has doubled.
-        let again = hashed.is_none_or(|(size, mtime)| mtime != stat.mtime && stat.size >= size.saturating_mul(2));
+        let again =
+            hashed.is_none_or(|(size, mtime)| mtime != stat.mtime && stat.size >= size.saturating_mul(2));
         let mut checksum = None;
         if stat.size <= HASH_AT_CLOSE_BYTES_MAX && again {
             let reader = self.store.open_staging(name)?;
@@ -130,7 +131,9 @@ impl Vfs {
     ) -> Result<()> {
         let Some(mut node) = self.nodes.existing(ino) else { return Ok(()) };
         node.settle();
-        let Some(staged) = node.staged.as_mut().filter(|staged| staged.row.file == name) else { return Ok(()) };
+        let Some(staged) = node.staged.as_mut().filter(|staged| staged.row.file == name) else {
+            return Ok(());
+        };
         staged.forced_at = Instant::now();
         if checksum.is_some() {
             staged.hashed = Some(version);

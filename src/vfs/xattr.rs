@@ -38,7 +38,14 @@ impl Vfs {
     }
 
     /// Sets an attribute.
-    pub fn set_xattr(&self, caller: &Caller, ino: Ino, name: &[u8], value: &[u8], mode: SetMode) -> Result<()> {
+    pub fn set_xattr(
+        &self,
+        caller: &Caller,
+        ino: Ino,
+        name: &[u8],
+        value: &[u8],
+        mode: SetMode,
+    ) -> Result<()> {
         if name.starts_with(MADE_UP) {
             return Ok(());
         }
@@ -86,7 +93,11 @@ impl Vfs {
         self.check_name(name)?;
         if self.index.xattr(ino, name)?.is_none() {
             // Removing a list that the permission bits say wholly is no error.
-            return if name == acl::ACCESS || name == acl::DEFAULT { Ok(()) } else { Err(Error::NoAttribute) };
+            return if name == acl::ACCESS || name == acl::DEFAULT {
+                Ok(())
+            } else {
+                Err(Error::NoAttribute)
+            };
         }
         self.commit(&[Change::Xattr { ino, name: name.to_vec(), value: None, ctime: now() }])?;
         Ok(())
@@ -98,9 +109,10 @@ impl Vfs {
         }
         let spaces: [&[u8]; 4] = [b"user.", b"trusted.", b"security.", b"system.posix_acl_"];
         if !spaces.iter().any(|space| name.starts_with(space)) {
-            return Err(Error::Unsupported("attributes outside user, trusted, security and access control lists"));
+            return Err(Error::Unsupported(
+                "attributes outside user, trusted, security and access control lists",
+            ));
         }
         Ok(())
     }
-
 }
