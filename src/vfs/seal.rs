@@ -611,10 +611,10 @@ impl Vfs {
     /// Seals and forces everything that is closed; the answer is what is left. `depotfs flush` and the stop of the daemon.
     pub fn flush_all(&self, deadline: Instant) -> Result<u64> {
         let mut failure = None;
+        let mut idle_rounds = 0;
         self.await_releases();
         loop {
             let batch = self.sealable_at_once();
-            let before = batch.len();
             let mut sealed = 0;
             for part in batch.chunks(SEAL_BATCH) {
                 match self.seal(part) {
@@ -624,7 +624,11 @@ impl Vfs {
                     }
                 }
             }
-            if before == 0 || (sealed == 0 && failure.is_some()) || Instant::now() >= deadline {
+            let busy = |ino: &Ino| self.nodes.existing(*ino).is_some_and(|node| node.sealing.is_some() || node.putting);
+            // What neither is sealed nor being sealed by somebody else is still mapped for writing: open, in a word.
+            idle_rounds = if sealed > 0 || batch.iter().any(busy) { 0 } else { idle_rounds + 1 };
+            let over = batch.is_empty() || idle_rounds > IDLE_ROUNDS_MAX || Instant::now() >= deadline;
+            if over || sealed == 0 && failure.is_some() {
                 break;
             }
             if sealed == 0 {
@@ -680,6 +684,9 @@ fn postpone(node: &mut Locked<'_>) {
         staged.closed = Some(Instant::now());
     }
 }
+
+/// Rounds of a flush without any progress before it takes what is left for open.
+const IDLE_ROUNDS_MAX: u32 = 5;
 
 /// Closed files are forced when bytes of them may be unforced this long, however often they are opened and closed.
 const UNFORCED_MAX: Duration = Duration::from_secs(4);
