@@ -502,9 +502,9 @@ impl Filesystem for Adapter {
         self.xattr("getxattr", ino, size, self.vfs.get_xattr(ino, name.as_bytes()), reply);
     }
 
-    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         let ino = self.root.ino(ino);
-        let list = self.vfs.list_xattrs(ino).map(|names| {
+        let list = self.vfs.list_xattrs(&caller(req), ino).map(|names| {
             let mut list = Vec::new();
             for name in names {
                 list.extend_from_slice(&name);

@@ -9,7 +9,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::statvfs::statvfs;
 
@@ -77,9 +76,11 @@ impl Reserve {
         if self.filled.load(Ordering::Relaxed) || !self.space() {
             return;
         }
-        let taken = match fallocate(file, FallocateFlags::empty(), 0, RESERVE_BYTES as i64) {
-            Err(Errno::EOPNOTSUPP) => write_zeros(file),
-            other => other.map_err(io::Error::from),
+        let taken = match fallocate(file, FallocateFlags::empty(), 0, RESERVE_BYTES as i64)
+            .map_err(io::Error::from)
+        {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => write_zeros(file),
+            other => other,
         };
         match taken {
             Ok(()) => self.filled.store(true, Ordering::Relaxed),

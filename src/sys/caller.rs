@@ -2,13 +2,23 @@
 
 use std::fs;
 
-/// Bit of CAP_FSETID in a capability set, from linux/capability.h.
+/// Bits in a capability set, from linux/capability.h.
 const CAP_FSETID: u32 = 4;
+const CAP_SYS_ADMIN: u32 = 21;
 
 /// Whether process `pid` has CAP_FSETID; `None` when it cannot be told (gone, or in another namespace).
 pub fn has_fsetid(pid: u32) -> Option<bool> {
+    has(pid, CAP_FSETID)
+}
+
+/// Whether process `pid` has CAP_SYS_ADMIN, likewise.
+pub fn has_sys_admin(pid: u32) -> Option<bool> {
+    has(pid, CAP_SYS_ADMIN)
+}
+
+fn has(pid: u32, capability: u32) -> Option<bool> {
     let effective = u64::from_str_radix(&field(pid, "CapEff:")?, 16).ok()?;
-    Some(effective & 1 << CAP_FSETID != 0)
+    Some(effective & 1 << capability != 0)
 }
 
 /// Supplementary groups of process `pid`.

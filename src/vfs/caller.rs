@@ -29,6 +29,11 @@ impl Caller {
         proc::has_fsetid(self.pid).unwrap_or(self.uid == 0)
     }
 
+    /// Whether the caller administers the system (CAP_SYS_ADMIN).
+    pub fn is_administrator(&self) -> bool {
+        proc::has_sys_admin(self.pid).unwrap_or(self.uid == 0)
+    }
+
     /// Whether the caller is in `gid`, supplementary groups included.
     pub fn in_group(&self, gid: u32) -> bool {
         self.gid == gid || proc::groups(self.pid).is_some_and(|groups| groups.contains(&gid))

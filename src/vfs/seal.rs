@@ -624,7 +624,9 @@ impl Vfs {
                     }
                 }
             }
-            let busy = |ino: &Ino| self.nodes.existing(*ino).is_some_and(|node| node.sealing.is_some() || node.putting);
+            let busy = |ino: &Ino| {
+                self.nodes.existing(*ino).is_some_and(|node| node.sealing.is_some() || node.putting)
+            };
             // What neither is sealed nor being sealed by somebody else is still mapped for writing: open, in a word.
             idle_rounds = if sealed > 0 || batch.iter().any(busy) { 0 } else { idle_rounds + 1 };
             let over = batch.is_empty() || idle_rounds > IDLE_ROUNDS_MAX || Instant::now() >= deadline;

@@ -29,12 +29,18 @@ impl Vfs {
         if let Some(which) = name.strip_prefix(MADE_UP) {
             return self.made_up_xattr(ino, which);
         }
+        self.check_name(name)?;
         self.index.xattr(ino, name)?.ok_or(Error::NoAttribute)
     }
 
-    /// Names of all attributes but the made-up ones.
-    pub fn list_xattrs(&self, ino: Ino) -> Result<Vec<Vec<u8>>> {
-        Ok(self.index.xattr_names(ino)?)
+    /// Names of all attributes but the made-up ones; those in `trusted.` only for the privileged.
+    pub fn list_xattrs(&self, caller: &Caller, ino: Ino) -> Result<Vec<Vec<u8>>> {
+        let mut names = self.index.xattr_names(ino)?;
+        let is_trusted = |name: &Vec<u8>| name.starts_with(b"trusted.");
+        if names.iter().any(is_trusted) && !caller.is_administrator() {
+            names.retain(|name| !is_trusted(name));
+        }
+        Ok(names)
     }
 
     /// Sets an attribute.
