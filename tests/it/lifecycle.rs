@@ -185,7 +185,7 @@ fn a_mount_left_behind_is_cleared(t: &Tree) {
     t.sealed("file", "bytes");
     t.depot().kill();
     assert!(t.depot().is_mounted(), "the dead mount is there");
-    fs::metadata(t.path("file")).fails(Errno::ENOTCONN);
+    assert!(fs::metadata(t.path("file")).is_err(), "and answers nothing");
     t.depot().mount();
     assert_eq!(fs::read(t.path("file")).unwrap(), b"bytes");
     t.depot().kill();
