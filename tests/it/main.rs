@@ -12,6 +12,7 @@ mod sys;
 
 mod acl;
 mod attributes;
+mod check;
 mod checksums;
 mod coherence;
 mod command_line;
@@ -27,6 +28,7 @@ mod mappings;
 mod namespace;
 mod privileges;
 mod programs;
+mod races;
 mod rename;
 mod repositories;
 mod special;
