@@ -27,6 +27,7 @@ mod mappings;
 mod namespace;
 mod privileges;
 mod programs;
+mod races;
 mod rename;
 mod repositories;
 mod special;
