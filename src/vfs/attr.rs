@@ -209,7 +209,7 @@ impl Vfs {
         if size > FILE_BYTES_MAX {
             return Err(Error::Invalid("a size beyond what a file can have"));
         }
-        self.make_dirty(node, inode, size)?;
+        self.make_dirty(node, size)?;
         let Some(staged) = &node.staged else { return Err(Error::Stale(inode.ino)) };
         let name = staged.row.file;
         let done = self.store.open_staging_writer(name).map_err(Error::from).and_then(|writer| {

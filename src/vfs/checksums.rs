@@ -1,11 +1,16 @@
 //! Checksums as attributes, and the names that commands give to blobs.
 
+use std::time::{Duration, Instant};
+
 use crate::change::{BlobRow, Change, Ino, Kind};
 use crate::checksum::{Checksum, hex};
 use crate::vfs::{Error, Result, Vfs};
 
 /// Up to this size SHA-256 and MD5 are computed while the caller waits; larger ones are queued.
 const DIGEST_AT_ONCE_BYTES_MAX: u64 = 16 << 20;
+
+/// How long after its answer a close may still be on its way here.
+const RELEASE_MAX: Duration = Duration::from_millis(50);
 
 /// SHA-256 and MD5 that wait to be computed, at most; the index knows the rest.
 const UNDIGESTED_MAX: usize = 10_000;
@@ -37,6 +42,7 @@ impl Vfs {
 
     /// The blob of a file that is sealed, or was Closed and now is; `None` for one that is being written.
     fn sealed_blob(&self, ino: Ino) -> Result<Option<BlobRow>> {
+        self.await_release(ino);
         self.seal_if_closed(ino)?;
         if self.nodes.existing(ino).is_some_and(|node| node.staged.is_some()) {
             return Ok(None);
@@ -44,6 +50,16 @@ impl Vfs {
         let inode = self.inode(ino)?;
         let Some(sum) = inode.checksum.filter(|_| inode.kind == Kind::File) else { return Ok(None) };
         Ok(self.index.blob(&sum)?)
+    }
+
+    /// The kernel tells of a close after it has answered it: whoever closed a file and asks at once is not told that it is
+    /// being written.
+    fn await_release(&self, ino: Ino) {
+        let until = Instant::now() + RELEASE_MAX;
+        let open = || self.nodes.existing(ino).is_some_and(|node| node.staged.is_some() && node.writers > 0);
+        while open() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// All checksums of a file, waiting for the seal and for the computation.

@@ -16,6 +16,9 @@ use crate::vfs::{Caller, Error, Result, Vfs, now};
 /// Most bytes one request copies; the caller goes on from a short answer.
 const COPY_BYTES_MAX: u64 = 256 << 20;
 
+/// Most bytes the kernel asks to copy in one request: what fits 32 bits, in whole pages.
+const REQUEST_BYTES_MAX: u64 = u32::MAX as u64 & !0xfff;
+
 /// A place in a file.
 #[derive(Clone, Copy, Debug)]
 pub struct Place {
@@ -53,6 +56,10 @@ impl Vfs {
         let Some(staged) = &mut node.staged else { return Ok(None) };
         let file = staged.row.file;
         let covered = (to.offset + len).min(inode.size);
+        // A copy that ends before its source does becomes bytes at once: half a copy exists in memory only.
+        if covered < inode.size && len < REQUEST_BYTES_MAX {
+            return Ok(None);
+        }
         if matches!(node.serving, Serving::Passthrough(_)) || staged.row.failed.is_some() {
             return Ok(None);
         }
@@ -112,8 +119,7 @@ impl Vfs {
         }
         let writer = {
             let mut node = self.nodes.lock(to.ino);
-            let inode = self.inode(to.ino)?;
-            self.make_dirty(&mut node, &inode, u64::MAX)?;
+            self.make_dirty(&mut node, u64::MAX)?;
             let staged = node.staged.as_mut().ok_or(Error::Stale(to.ino))?;
             staged.fresh = true;
             // A descriptor of its own: one in the cache would stand in the way of the lease before the seal.

@@ -12,6 +12,7 @@ pub mod copy;
 pub mod descriptors;
 pub mod directory;
 pub mod error;
+pub mod force;
 pub mod lookup;
 pub mod node;
 pub mod open;

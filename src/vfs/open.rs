@@ -75,6 +75,9 @@ impl Vfs {
             self.wait_for_backlog()?;
         }
         let mut node = self.nodes.lock(ino);
+        if changes {
+            node.settle();
+        }
         let inode = self.inode(ino)?;
         if inode.kind != Kind::File {
             return Err(if inode.kind == Kind::Directory {
@@ -86,7 +89,7 @@ impl Vfs {
         let no_flush = !changes || self.durability_of(ino)? == Durability::Fsync;
         let mut lazily = false;
         if changes {
-            self.open_to_write(&mut node, &inode, access)?;
+            self.open_to_write(&mut node, access)?;
             lazily = access.truncate && self.guess(&mut node, caller, access);
             if access.truncate && has_set_id_bits(&inode) && !caller.keeps_set_id_bits() {
                 self.drop_set_id_bits(&inode)?;
@@ -248,15 +251,17 @@ impl Vfs {
     }
 
     /// Puts the newest bytes of a file into a staging file, empty with O_TRUNC.
-    fn open_to_write(&self, node: &mut Locked<'_>, inode: &Inode, access: Access) -> Result<()> {
+    fn open_to_write(&self, node: &mut Locked<'_>, access: Access) -> Result<()> {
         if !access.truncate {
-            return self.make_dirty(node, inode, u64::MAX);
+            return self.make_dirty(node, u64::MAX);
         }
         node.settle();
+        // Read only now: while this waited for a seal to end, the content changed.
+        let inode = &self.inode(node.ino())?;
         if matches!(node.serving, Serving::Idle) && !self.is_mapped(node, inode)? {
             return self.start_empty(node, inode);
         }
-        self.make_dirty(node, inode, 0)?;
+        self.make_dirty(node, 0)?;
         let Some(staged) = &node.staged else { return Err(Error::Stale(inode.ino)) };
         let writer = self.store.open_staging_writer(staged.row.file)?;
         writer.set_len(0).map_err(Error::io(format!("empty staging file {}", staged.row.file)))

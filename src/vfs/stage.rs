@@ -98,18 +98,20 @@ impl Vfs {
     /// Makes the bytes of a locked file writable in a staging file, keeping the first `keep` of them.
     ///
     /// Whatever the kernel holds open of the file goes on showing its bytes, and shows what is written from now on.
-    pub(super) fn make_dirty(&self, node: &mut Locked<'_>, inode: &Inode, keep: u64) -> Result<()> {
+    pub(super) fn make_dirty(&self, node: &mut Locked<'_>, keep: u64) -> Result<()> {
         if self.options.read_only {
             return Err(Error::ReadOnly);
-        }
-        if inode.kind != Kind::File {
-            return Err(Error::Invalid("not a regular file"));
         }
         node.settle();
         if let Some(sealing) = node.sealing.take() {
             sealing.cancel();
         }
         self.materialise(node)?;
+        // Read only now: while this waited for a seal to end, the content changed.
+        let inode = &self.inode(node.ino())?;
+        if inode.kind != Kind::File {
+            return Err(Error::Invalid("not a regular file"));
+        }
         if let Some(staged) = &mut node.staged {
             if let Some(why) = &staged.row.failed {
                 return Err(Error::Failed { ino: inode.ino, why: why.clone() });

@@ -26,7 +26,7 @@ impl Vfs {
         let writer = {
             let mut node = self.nodes.lock(ino);
             let inode = self.inode(ino)?;
-            self.make_dirty(&mut node, &inode, u64::MAX)?;
+            self.make_dirty(&mut node, u64::MAX)?;
             if kill_set_id && has_set_id_bits(&inode) {
                 self.drop_set_id_bits(&inode)?;
             }
@@ -41,7 +41,7 @@ impl Vfs {
         let writer = {
             let mut node = self.nodes.lock(ino);
             let inode = self.inode(ino)?;
-            self.make_dirty(&mut node, &inode, u64::MAX)?;
+            self.make_dirty(&mut node, u64::MAX)?;
             if has_set_id_bits(&inode) && !caller.keeps_set_id_bits() {
                 self.drop_set_id_bits(&inode)?;
             }

@@ -19,6 +19,7 @@ mod command_line;
 mod conformance;
 mod content;
 mod copies;
+mod crowds;
 mod data;
 mod directories;
 mod disk_errors;
