@@ -9,7 +9,7 @@ use std::time::Instant;
 use nix::errno::Errno;
 
 use crate::data::{noise, rw};
-use crate::harness::{Fails, Tree, eventually, sha1};
+use crate::harness::{Fails, Tree, eventually, on_depot, sha1};
 
 modes!(mounted:
     a_blob_is_named_by_its_bytes, one_content_is_stored_once, files_are_sealed_soon_after_close,
@@ -229,6 +229,21 @@ fn close_tells_a_collision(t: &Tree) {
     let again = rw(&t.path("third"));
     again.write_all_at(first, 0).unwrap();
     nix::unistd::close(again.into_raw_fd()).unwrap();
+}
+
+#[test]
+fn the_stricter_durability_wins() {
+    on_depot(|depot| {
+        let [first, second] = colliding();
+        depot.mount_with("durability=close").ok();
+        fs::create_dir(depot.path("repo")).unwrap();
+        depot.cli(&["repo", "set", depot.dir_str(), "repo", "durability=fsync"]).ok();
+        fs::write(depot.path("repo/first"), first).unwrap();
+        let file = rw(&depot.path("repo/second"));
+        file.write_all_at(second, 0).unwrap();
+        nix::unistd::close(file.into_raw_fd()).fails(Errno::EIO);
+        assert_eq!(depot.status()["durability"], "close");
+    });
 }
 
 fn space_comes_back(t: &Tree) {

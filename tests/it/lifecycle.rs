@@ -461,6 +461,22 @@ fn the_log_is_quiet_and_can_be_rotated() {
 }
 
 #[test]
+fn the_log_level_changes_while_running() {
+    on_depot(|depot| {
+        depot.mount();
+        fs::create_dir(depot.path("repo")).unwrap();
+        let quiet = depot.log().lines().count();
+        depot.cli(&["log", depot.dir_str(), "trace"]).ok();
+        // A refused request is worth a line at this level.
+        fs::write(depot.path("repo/file"), "x").unwrap();
+        crate::sys::getxattr(depot.path("repo/file"), "user.missing").fails(Errno::ENODATA);
+        eventually("more in the log", || depot.log().lines().count() > quiet + 1);
+        depot.cli(&["log", depot.dir_str(), "loud"]).fails(2);
+        depot.cli(&["log", depot.dir_str(), "info"]).ok();
+    });
+}
+
+#[test]
 fn other_users_are_not_answered() {
     on_depot(|depot| {
         depot.mount();

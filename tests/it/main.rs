@@ -12,12 +12,14 @@ mod sys;
 
 mod acl;
 mod attributes;
+mod check;
 mod checksums;
 mod coherence;
 mod command_line;
 mod conformance;
 mod content;
 mod copies;
+mod crowds;
 mod data;
 mod directories;
 mod disk_errors;

@@ -272,3 +272,18 @@ pub fn shut_down(root: &File) {
     // SAFETY: the request reads one u32.
     assert_eq!(unsafe { libc::ioctl(root.as_raw_fd(), EXT4_IOC_SHUTDOWN, &without_flushing) }, 0, "shutdown");
 }
+
+/// Lets this process open up to `wanted` files where the system allows it; how many it may open besides some hundred.
+pub fn raise_open_files(wanted: u64) -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both calls take a pointer to a live local.
+    unsafe {
+        assert_eq!(libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit), 0);
+        let enough = (wanted + 1000).min(limit.rlim_max);
+        if limit.rlim_cur < enough {
+            limit.rlim_cur = enough;
+            assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &limit), 0);
+        }
+    }
+    limit.rlim_cur.saturating_sub(400)
+}
