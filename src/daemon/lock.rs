@@ -11,13 +11,16 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::sys::mountinfo;
+use crate::sys::{mountinfo, process};
 
 /// Name of the file in the depot.
 pub const FILE: &str = "lock";
 
 /// How long a `mount` waits for the daemon of an earlier one to finish.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long everybody waits for a holder that was killed: the kernel gives its lock back after it took its memory apart.
+const ENDING_MAX: Duration = Duration::from_secs(10);
 
 /// How often a waiting process looks.
 const PERIOD: Duration = Duration::from_millis(20);
@@ -69,7 +72,7 @@ impl Holder {
 pub fn take(depot: &Path, holder: &Holder, patience: Duration) -> Result<Lock, Error> {
     let io = |error| Error::Io(depot.into(), error);
     let file = open(depot).map_err(io)?;
-    let end = Instant::now() + patience;
+    let begun = Instant::now();
     loop {
         match file.try_lock() {
             Ok(()) => break,
@@ -77,7 +80,12 @@ pub fn take(depot: &Path, holder: &Holder, patience: Duration) -> Result<Lock, E
             Err(TryLockError::WouldBlock) => {}
         }
         let other = read(&file);
-        if Instant::now() >= end || !is_finishing(depot, &other) {
+        let bound = match process::is_ending(other.pid) {
+            true => ENDING_MAX.max(patience),
+            false if is_finishing(depot, &other) => patience,
+            false => Duration::ZERO,
+        };
+        if begun.elapsed() >= bound {
             return Err(Error::Busy(depot.into(), other));
         }
         std::thread::sleep(PERIOD);

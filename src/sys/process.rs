@@ -55,9 +55,32 @@ pub fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
+/// Whether process `pid` is there and has no memory any more: killed or exiting, its files perhaps still open.
+pub fn is_ending(pid: u32) -> bool {
+    fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.is_empty())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_process_without_memory_is_ending() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        assert!(!is_ending(std::process::id()) && !is_ending(child.id()));
+        child.kill().unwrap();
+        let dead = || {
+            (0..500).any(|_| {
+                is_ending(child.id()) || {
+                    std::thread::sleep(std::time::Duration::from_millis(10));
+                    false
+                }
+            })
+        };
+        assert!(dead());
+        child.wait().unwrap();
+        assert!(!is_ending(child.id()));
+    }
 
     #[test]
     fn the_limit_on_open_files_is_the_hard_one() {
