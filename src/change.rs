@@ -6,6 +6,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use crate::checksum::Checksum;
 
 /// Number of an inode; never reused, so it can be the kernel's node id and an NFS file handle.
@@ -33,7 +35,7 @@ pub const RESERVED: [(&[u8], Ino); 3] =
     [(b".trash", TRASH), (b".snapshots", SNAPSHOTS), (b"lost+found", LOST_FOUND)];
 
 /// The type of an inode; the number is what the index stores.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[repr(u8)]
 pub enum Kind {
     /// A regular file.
@@ -63,7 +65,7 @@ impl Kind {
 }
 
 /// One row of `inode`: everything stat(2) tells, and the content.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inode {
     /// Its number.
     pub ino: Ino,
@@ -105,7 +107,7 @@ pub struct Entry {
 }
 
 /// Name of a staging file below `_pre/`: a number, written as 16 hex digits, never reused in a depot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct StagingName(pub u64);
 
 impl fmt::Display for StagingName {
@@ -124,7 +126,7 @@ pub struct MountId {
 }
 
 /// One row of `staged`: an inode whose newest bytes are in a staging file.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StagedRow {
     /// The inode.
     pub ino: Ino,
@@ -165,8 +167,9 @@ pub struct BlobRow {
     pub since: Nanos,
 }
 
-/// One mutation of the namespace.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One mutation of the namespace. The redo log of the index holds these as bytes: a change of their shape is a change of its
+/// format.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Change {
     /// A new inode with its first name. `parent`'s times become `inode.ctime`; its nlink grows by one for a directory.
     Create {

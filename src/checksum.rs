@@ -8,11 +8,12 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use md5::Md5;
+use serde::{Deserialize, Serialize};
 use sha1::{Digest as _, Sha1};
 use sha2::Sha256;
 
 /// SHA-1 of a blob: its only name. Written as 40 lower-case hex digits.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Checksum(pub [u8; 20]);
 
 impl Checksum {

@@ -179,6 +179,7 @@ pub fn check(path: &Path, repair: bool) -> Result<Vec<Finding>> {
 
 pub(super) fn run(index: &Index, repair: bool) -> Result<Vec<Finding>> {
     let found = {
+        index.flush()?;
         let c = index.readers.snapshot()?;
         let damage: Vec<_> = find::damage(&c)?.into_iter().map(Problem::Damage).collect();
         if !damage.is_empty() {
@@ -191,10 +192,11 @@ pub(super) fn run(index: &Index, repair: bool) -> Result<Vec<Finding>> {
     }
     // No numbers are given out meanwhile: new cookies begin at the mark, which moves in the same commit.
     let mut numbers = index.numbers.lock();
-    let ((left, mark), _) = index.transact(&mut index.writer.lock(), |c| {
+    let (left, mark) = index.writer.lock().directly(|c| {
         let mark = mend_all(c)?;
         Ok((problems(c)?, mark))
     })?;
+    index.force_log()?;
     *numbers = Numbers::from_mark(mark);
     drop(numbers);
     index.places.clear();

@@ -39,6 +39,8 @@ pub(super) struct Files {
     pub shm: PathBuf,
     /// The reserve.
     pub reserve: PathBuf,
+    /// The redo log.
+    pub redo: [PathBuf; 2],
 }
 
 impl Files {
@@ -48,6 +50,7 @@ impl Files {
             wal: suffixed(path, "-wal"),
             shm: suffixed(path, "-shm"),
             reserve: path.with_extension("reserve"),
+            redo: [path.with_extension("redo0"), path.with_extension("redo1")],
         }
     }
 

@@ -6,39 +6,46 @@
 //! index.sync()?;                                                // and against a power cut
 //! ```
 //!
-//! One connection commits, behind a lock; reads use connections of their own and never wait for it. The index does not know
-//! where bytes are. Lock order: numbers, forcing, writer; `Places` and the reserve lock nothing further.
+//! One connection commits, behind a lock: within a transaction that stays open for many commits, each safe in the redo log
+//! (`writer`, `redo`). Reads use that connection while the transaction has something that others do not see, else connections
+//! of their own that wait for nobody. The index does not know where bytes are. Lock order: numbers, copier, forcing, writer;
+//! `Places` and the reserve lock nothing further.
 
 mod apply;
 mod check;
 mod connection;
 mod error;
 mod numbers;
+mod redo;
 mod reserve;
 mod schema;
 mod sql;
 mod tree;
+mod writer;
 
 #[cfg(test)]
 mod tests;
 
 use std::fs::{self, File};
 use std::io;
+use std::ops::Deref;
 use std::path::Path;
 #[cfg(test)]
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use rusqlite::Connection;
 
 pub use self::check::{Finding, Problem, check};
 pub use self::error::{Error, Result};
 
-use self::connection::{Files, Readers};
+use self::connection::{Files, Reader, Readers, Snapshot};
 use self::numbers::Numbers;
+use self::redo::{EntryRef, Redo};
 use self::reserve::Reserve;
 use self::tree::Places;
+use self::writer::Writer;
 use crate::change::{
     BlobRow, Change, Cookie, Entry, FIRST_INO, Ino, Inode, Kind, Nanos, RESERVED, ROOT, StagedRow,
 };
@@ -50,7 +57,7 @@ pub const LINK_MAX: u32 = i32::MAX as u32;
 /// `Index::sync` copies the write-ahead log back into the file when it has grown by this many pages (8 MiB).
 const LOG_PAGES: i64 = 4096;
 
-/// Number of a commit since the index was opened, in the order in which they were made; the first is 1.
+/// Number of a commit, in the order in which they were made; the first of a depot is 1.
 pub type Seq = u64;
 
 /// What a new index begins with.
@@ -92,12 +99,14 @@ pub struct Index {
     // Dropped before the writer: the last connection to close empties the log, and a reader cannot.
     readers: Readers,
     copier: Mutex<Connection>,
-    writer: Mutex<Connection>,
-    /// The write-ahead log through a descriptor of our own. SQLite keeps no locks on this file, and it stays the same file
+    writer: Mutex<Writer>,
+    /// SQLite's write-ahead log through a descriptor of our own. SQLite keeps no locks on this file, and it stays the same file
     /// as long as a connection is open.
     log: File,
     forcing: Mutex<Forcing>,
     last: AtomicU64,
+    /// The last commit that connections other than the writer see.
+    flushed: AtomicU64,
     durable: AtomicU64,
     numbers: Mutex<Numbers>,
     places: Places,
@@ -146,29 +155,19 @@ impl Index {
     fn open_with(path: &Path, steps: &[schema::Step], known: i64) -> Result<Index> {
         let files = Files::of(path);
         let locked = Reserve::lock(&files.reserve)?;
-        let mut writer = connection::open_verified(&files, steps, known);
+        let mut opened = Opened::new(&files, steps, known);
         // Opening takes some space too, for the shared memory; on a full disk it is to work, so that removals can.
-        if let (Err(Error::Full { .. }), Some(reserve)) = (&writer, &locked) {
+        if let (Err(Error::Full { .. }), Some(reserve)) = (&opened, &locked) {
             reserve.release();
-            writer = connection::open_verified(&files, steps, known);
+            opened = Opened::new(&files, steps, known);
         }
-        let writer = writer?;
+        let Opened { writer, log, depot_id, numbers } = opened?;
         let reserve = match locked {
             Some(reserve) => reserve,
             None => Reserve::make(&files.reserve)?,
         };
-        let fact =
-            |key| sql::meta(&writer, key)?.ok_or_else(|| Error::corrupt(path, format!("no {key} in meta")));
-        let depot_id =
-            unhex(&fact("depot")?).ok_or_else(|| Error::corrupt(path, "the depot's id is unreadable"))?;
-        let mark = fact("numbers")?
-            .parse()
-            .map_err(|e| Error::corrupt(path, format!("the high-water mark: {e}")))?;
-        if sql::counts(&writer)?.is_none() || sql::inode(&writer, ROOT)?.is_none() {
-            return Err(Error::corrupt(path, "no root or no counters"));
-        }
-        let log = File::open(&files.wal).map_err(|e| Error::io(&files.wal, "open the write-ahead log", e))?;
         connection::force_directory(path)?;
+        let last = writer.last();
         Ok(Index {
             depot_id,
             readers: Readers::new(&files),
@@ -176,9 +175,10 @@ impl Index {
             writer: Mutex::new(writer),
             log,
             forcing: Mutex::default(),
-            last: AtomicU64::new(0),
-            durable: AtomicU64::new(0),
-            numbers: Mutex::new(Numbers::from_mark(mark)),
+            last: AtomicU64::new(last),
+            flushed: AtomicU64::new(last),
+            durable: AtomicU64::new(last),
+            numbers: Mutex::new(numbers),
             places: Places::default(),
             reserve,
             files,
@@ -202,45 +202,45 @@ impl Index {
             return Ok(number);
         }
         let mark = numbers.next_mark();
-        self.transact(&mut self.writer.lock(), |c| sql::set_meta(c, "numbers", &mark.to_string()))?;
+        self.log_entry(&mut self.writer.lock(), EntryRef::Numbers(mark))?;
         self.sync()?;
         Ok(numbers.raise(mark))
     }
 
     /// What a name stands for.
     pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Option<Inode>> {
-        sql::lookup(&*self.readers.get()?, parent, name)
+        sql::lookup(&*self.view()?, parent, name)
     }
 
     /// One inode.
     pub fn inode(&self, ino: Ino) -> Result<Option<Inode>> {
-        sql::inode(&*self.readers.get()?, ino)
+        sql::inode(&*self.view()?, ino)
     }
 
     /// At most `limit` entries of a directory whose cookies come after `after`, in the order of the cookies; 0 begins. What
     /// stays in the directory during a listing by pages is met exactly once.
     pub fn list(&self, dir: Ino, after: Cookie, limit: usize) -> Result<Vec<Entry>> {
-        sql::list(&*self.readers.get()?, dir, after, limit)
+        sql::list(&*self.view()?, dir, after, limit)
     }
 
     /// One of the names of an inode: directory and name. `None` for the root and for orphans.
     pub fn parent(&self, ino: Ino) -> Result<Option<(Ino, Vec<u8>)>> {
-        sql::parent(&*self.readers.get()?, ino)
+        sql::parent(&*self.view()?, ino)
     }
 
     /// All names of an inode: directory and name.
     pub fn names_of(&self, ino: Ino) -> Result<Vec<(Ino, Vec<u8>)>> {
-        sql::parents(&*self.readers.get()?, ino)
+        sql::parents(&*self.view()?, ino)
     }
 
     /// Path from the root of the tree, `repo/dir/name`, by one of its names; empty for the root, `None` for orphans.
     pub fn path(&self, ino: Ino) -> Result<Option<Vec<u8>>> {
-        tree::path(&*self.readers.snapshot()?, ino)
+        tree::path(&*self.snapshot()?, ino)
     }
 
     /// What a path from the root stands for; the empty path and `/` are the root. Symlinks are not followed.
     pub fn resolve(&self, path: &[u8]) -> Result<Option<Inode>> {
-        tree::resolve(&*self.readers.snapshot()?, path)
+        tree::resolve(&*self.snapshot()?, path)
     }
 
     /// The directory below the root that holds an inode, or is it; `None` for the root and for orphans. From memory for an
@@ -251,6 +251,8 @@ impl Index {
 
     /// At most `limit` paths whose content is this blob. Reads every inode.
     pub fn names(&self, sum: &Checksum, limit: usize) -> Result<Vec<Vec<u8>>> {
+        // It takes long, so it must not hold commits off.
+        self.flush()?;
         let c = self.readers.snapshot()?;
         let mut paths = Vec::new();
         for ino in sql::inodes_of(&c, sum)? {
@@ -266,69 +268,68 @@ impl Index {
 
     /// Where a symlink points.
     pub fn target(&self, ino: Ino) -> Result<Option<Vec<u8>>> {
-        sql::target(&*self.readers.get()?, ino)
+        sql::target(&*self.view()?, ino)
     }
 
     /// Value of an extended attribute.
     pub fn xattr(&self, ino: Ino, name: &[u8]) -> Result<Option<Vec<u8>>> {
-        sql::xattr(&*self.readers.get()?, ino, name)
+        sql::xattr(&*self.view()?, ino, name)
     }
 
     /// Names of the extended attributes, in order.
     pub fn xattr_names(&self, ino: Ino) -> Result<Vec<Vec<u8>>> {
-        sql::xattr_names(&*self.readers.get()?, ino)
+        sql::xattr_names(&*self.view()?, ino)
     }
 
     /// What is known of a blob.
     pub fn blob(&self, sum: &Checksum) -> Result<Option<BlobRow>> {
-        sql::blob(&*self.readers.get()?, sum)
+        sql::blob(&*self.view()?, sum)
     }
 
     /// At most `limit` blobs after `after`, in the order of their checksums.
     pub fn blobs(&self, after: Option<&Checksum>, limit: usize) -> Result<Vec<BlobRow>> {
-        sql::blobs(&*self.readers.get()?, after, limit)
+        sql::blobs(&*self.view()?, after, limit)
     }
 
     /// Every file whose newest bytes are in a staging file.
     pub fn staged(&self) -> Result<Vec<StagedRow>> {
-        sql::staged(&*self.readers.get()?)
+        sql::staged(&*self.view()?)
     }
 
     /// The staging file of an inode.
     pub fn staged_of(&self, ino: Ino) -> Result<Option<StagedRow>> {
-        sql::staged_of(&*self.readers.get()?, ino)
+        sql::staged_of(&*self.view()?, ino)
     }
 
     /// Every inode without a name.
     pub fn orphans(&self) -> Result<Vec<Ino>> {
-        sql::orphans(&*self.readers.get()?)
+        sql::orphans(&*self.view()?)
     }
 
     /// At most `limit` blobs that have had no references since before `before`, the longest first; never the one of no
     /// bytes.
     pub fn unreferenced(&self, before: Nanos, limit: usize) -> Result<Vec<BlobRow>> {
-        sql::unreferenced(&*self.readers.get()?, before, limit)
+        sql::unreferenced(&*self.view()?, before, limit)
     }
 
     /// At most `limit` blobs whose SHA-256 and MD5 are not recorded yet.
     pub fn undigested(&self, limit: usize) -> Result<Vec<Checksum>> {
-        sql::undigested(&*self.readers.get()?, limit)
+        sql::undigested(&*self.view()?, limit)
     }
 
     /// Settings of a repository, by key.
     pub fn settings(&self, repository: Ino) -> Result<Vec<(String, String)>> {
-        sql::settings(&*self.readers.get()?, repository)
+        sql::settings(&*self.view()?, repository)
     }
 
     /// The repositories and their names, the oldest name first; without the reserved directories.
     pub fn repositories(&self) -> Result<Vec<(Ino, Vec<u8>)>> {
-        sql::repositories(&*self.readers.get()?)
+        sql::repositories(&*self.view()?)
     }
 
     /// The totals.
     pub fn counts(&self) -> Result<Counts> {
-        sql::counts(&*self.readers.get()?)?
-            .ok_or_else(|| Error::corrupt(&self.files.db, "the counters are missing"))
+        sql::counts(&*self.view()?)?.ok_or_else(|| Error::corrupt(&self.files.db, "the counters are missing"))
     }
 
     /// Applies `changes` in order in one transaction; all, or none with an error. When it returns they are visible to every
@@ -340,44 +341,94 @@ impl Index {
             return Ok(self.last_seq());
         }
         let mut writer = self.writer.lock();
-        let mut done = self.transact(&mut writer, |c| apply::apply(c, changes));
+        let mut done = self.log_entry(&mut writer, EntryRef::Changes(changes));
         if matches!(done, Err(Error::Full { .. })) && apply::releases(changes) {
             self.reserve.release();
             // The log needs no new space once it is copied back. Where even that fails, the reserve itself may do.
-            let _ = sql::checkpoint_some(&writer);
-            done = self.transact(&mut writer, |c| apply::apply(c, changes));
+            let _ = self.flush_writer(&mut writer).and_then(|()| sql::checkpoint_some(&writer));
+            done = self.log_entry(&mut writer, EntryRef::Changes(changes));
         }
         let (effects, seq) = done?;
         self.places.void(&effects.moved);
         Ok(seq)
     }
 
-    /// One write transaction, numbered when it is committed. After an error nothing has changed, and the connection is usable
-    /// or replaced.
-    fn transact<T>(
-        &self,
-        writer: &mut Connection,
-        work: impl Fn(&Connection) -> Result<T>,
-    ) -> Result<(T, Seq)> {
-        sql::begin_write(writer)?;
-        match work(writer).and_then(|done| sql::commit(writer).map(|()| done)) {
-            Ok(done) => Ok((done, self.last.fetch_add(1, Ordering::AcqRel) + 1)),
-            Err(e) => {
-                let ended = writer.is_autocommit() || sql::rollback(writer).is_ok();
-                if !ended {
-                    *writer = connection::open_writer(&self.files)?;
-                }
-                Err(e)
+    fn log_entry(&self, writer: &mut Writer, entry: EntryRef<'_>) -> Result<(apply::Effects, Seq)> {
+        let effects = writer.commit(entry)?;
+        let seq = writer.last();
+        self.last.store(seq, Ordering::Release);
+        if writer.is_flush_due()
+            && let Err(error) = self.flush_writer(writer)
+        {
+            // The commits are safe in the redo log, which grows meanwhile.
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the index file was not brought up to date"
+            );
+        }
+        if writer.redo().is_overgrown() {
+            self.shorten_redo(writer);
+        }
+        Ok((effects, seq))
+    }
+
+    /// Makes the redo log's other file free at once. Best effort: the next commit tries again.
+    fn shorten_redo(&self, writer: &mut Writer) {
+        let Some(mut forcing) = self.forcing.try_lock() else { return };
+        if forcing.failed {
+            return;
+        }
+        match self.force(&self.log) {
+            Ok(()) => writer.redo().free_kept(),
+            Err(error) => {
+                tracing::error!(path = %self.files.wal.display(), "cannot force the write-ahead log: {error}");
+                forcing.failed = true;
             }
         }
+    }
+
+    /// Ends the writer's transaction, so that every other connection sees what was committed.
+    pub fn flush(&self) -> Result<()> {
+        self.flush_writer(&mut self.writer.lock())
+    }
+
+    fn flush_writer(&self, writer: &mut Writer) -> Result<()> {
+        let flushed = writer.flush();
+        self.flushed.store(writer.flushed(), Ordering::Release);
+        flushed
+    }
+
+    /// A connection that sees every commit made so far, for one question.
+    fn view(&self) -> Result<View<'_>> {
+        // In this order: whoever finds them equal has seen no commit that the other connections lack.
+        let flushed = self.flushed.load(Ordering::Acquire);
+        if flushed == self.last_seq() {
+            return Ok(View::Reader(self.readers.get()?));
+        }
+        self.own_view()
+    }
+
+    /// As `view`, for several questions about one state.
+    fn snapshot(&self) -> Result<View<'_>> {
+        let flushed = self.flushed.load(Ordering::Acquire);
+        if flushed == self.last_seq() {
+            return Ok(View::Snapshot(self.readers.snapshot()?));
+        }
+        self.own_view()
+    }
+
+    fn own_view(&self) -> Result<View<'_>> {
+        let mut writer = self.writer.lock();
+        writer.ready()?;
+        Ok(View::Writer(writer))
     }
 
     /// Forces every commit made so far to the disk; the last of them. Calls that come together share one force.
     ///
     /// Once a force has failed, the system may have dropped the pages that it could not write and will call the next force a
-    /// success. So from then on the log is not trusted: `sync` goes on failing until a complete checkpoint has copied every
-    /// page of the log (from memory, where they still are) into the database file and that was forced. If pages were lost
-    /// from memory as well before then, this cannot be seen from here; the failed force was reported.
+    /// success. So from then on the logs are not trusted: `sync` goes on failing until a complete checkpoint has copied every
+    /// page of SQLite's log (from memory, where they still are) into the database file and that was forced. If pages were
+    /// lost from memory as well before then, this cannot be seen from here; the failed force was reported.
     pub fn sync(&self) -> Result<Seq> {
         let wanted = self.last_seq();
         let mut forcing = self.forcing.lock();
@@ -387,48 +438,70 @@ impl Index {
         if self.durable_seq() >= wanted {
             return Ok(self.durable_seq());
         }
-        let last = self.last_seq();
-        if let Err(e) = self.force() {
+        let (last, files) = {
+            let mut writer = self.writer.lock();
+            (writer.last(), writer.redo().take_unforced())
+        };
+        if let Err(e) = files.iter().try_for_each(|file| self.force(file)) {
             forcing.failed = true;
-            return Err(Error::io(&self.files.wal, "force the write-ahead log", e));
+            return Err(Error::io(&self.files.redo[0], "force the redo log", e));
         }
         self.durable.store(last, Ordering::Release);
         drop(forcing);
-        self.tidy_log();
         self.reserve.refill();
         Ok(last)
     }
 
-    fn force(&self) -> io::Result<()> {
+    /// Forces SQLite's own log.
+    fn force_log(&self) -> Result<()> {
+        self.force(&self.log).map_err(|e| Error::io(&self.files.wal, "force the write-ahead log", e))
+    }
+
+    fn force(&self, file: &File) -> io::Result<()> {
         #[cfg(test)]
         if self.fail_force.swap(false, Ordering::Relaxed) {
             return Err(io::Error::other("injected"));
         }
-        self.log.sync_data()
+        file.sync_data()
     }
 
-    /// Gets everything to the disk by another way than the log.
+    /// Gets everything to the disk by another way than the logs.
     fn recover(&self, forcing: &mut Forcing) -> Result<Seq> {
-        let writer = self.writer.lock();
-        let last = self.last_seq();
+        let mut writer = self.writer.lock();
+        self.flush_writer(&mut writer)?;
         sql::checkpoint_all(&writer)?;
-        self.force().map_err(|e| Error::io(&self.files.wal, "force the write-ahead log", e))?;
+        self.force_log()?;
+        writer.redo().take_unforced();
+        writer.redo().free_kept();
         forcing.failed = false;
+        let last = writer.last();
         self.durable.store(last, Ordering::Release);
         Ok(last)
     }
 
-    /// Copies a grown log back into the file, beside running commits; they then begin it anew. One caller does it, and an
-    /// error is left to the next: the commits are durable in the log.
-    fn tidy_log(&self) {
-        let Some(copier) = self.copier.try_lock() else { return };
-        let tidied = sql::log(&copier).and_then(|log| match log.pages - log.copied >= LOG_PAGES {
-            true => sql::checkpoint_some(&copier).map(drop),
-            false => Ok(()),
-        });
-        if let Err(e) = tidied {
-            tracing::warn!(error = &e as &dyn std::error::Error, "the write-ahead log was not copied back");
+    /// Brings the files in order now and then, beside running commits: ends the open transaction, lets go of a redo log
+    /// that is not needed any more, copies a grown write-ahead log back into the file. What fails is left to the next call:
+    /// the commits are durable in the redo log, or have failed to be.
+    pub fn tidy(&self) -> Result<()> {
+        let Some(copier) = self.copier.try_lock() else { return Ok(()) };
+        let kept = {
+            let mut writer = self.writer.lock();
+            self.flush_writer(&mut writer)?;
+            writer.redo().is_kept()
+        };
+        if kept {
+            let mut forcing = self.forcing.lock();
+            if forcing.failed {
+                return Ok(());
+            }
+            self.force_log().inspect_err(|_| forcing.failed = true)?;
+            self.writer.lock().redo().free_kept();
         }
+        let log = sql::log(&copier)?;
+        if log.pages - log.copied >= LOG_PAGES {
+            sql::checkpoint_some(&copier)?;
+        }
+        Ok(())
     }
 
     /// The last commit made.
@@ -452,6 +525,7 @@ impl Index {
     /// A copy of the index as of one moment, under way with commits; it appears at `to` whole and durable, replacing what
     /// was there.
     pub fn backup(&self, to: &Path) -> Result<()> {
+        self.flush()?;
         connection::copy(&*self.readers.get()?, to)
     }
 
@@ -459,6 +533,69 @@ impl Index {
     /// and memory in proportion to the number of inodes, and holds commits off.
     pub fn check(&self, repair: bool) -> Result<Vec<Finding>> {
         check::run(self, repair)
+    }
+}
+
+impl Drop for Index {
+    fn drop(&mut self) {
+        if let Err(error) = self.flush() {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, "the index file was not brought up to date; the next start does that");
+        }
+    }
+}
+
+/// A connection that sees every commit.
+enum View<'a> {
+    /// The writer's own: others do not see everything.
+    Writer(MutexGuard<'a, Writer>),
+    /// One of the readers'.
+    Reader(Reader<'a>),
+    /// The same, within a transaction.
+    Snapshot(Snapshot<'a>),
+}
+
+impl Deref for View<'_> {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        match self {
+            View::Writer(writer) => writer,
+            View::Reader(reader) => reader,
+            View::Snapshot(snapshot) => snapshot,
+        }
+    }
+}
+
+/// What opening a file yields.
+struct Opened {
+    writer: Writer,
+    log: File,
+    depot_id: [u8; 16],
+    numbers: Numbers,
+}
+
+impl Opened {
+    fn new(files: &Files, steps: &[schema::Step], known: i64) -> Result<Opened> {
+        let path = &files.db;
+        let c = connection::open_verified(files, steps, known)?;
+        let fact = |c: &Connection, key| {
+            sql::meta(c, key)?.ok_or_else(|| Error::corrupt(path, format!("no {key} in meta")))
+        };
+        let depot_id =
+            unhex(&fact(&c, "depot")?).ok_or_else(|| Error::corrupt(path, "the depot's id is unreadable"))?;
+        let log = File::open(&files.wal).map_err(|e| Error::io(&files.wal, "open the write-ahead log", e))?;
+        let redo = Redo::open(files, depot_id)?;
+        let writer = Writer::start(files, c, redo, || {
+            log.sync_data().map_err(|e| Error::io(&files.wal, "force the write-ahead log", e))
+        })?;
+        let mark = fact(&writer, "numbers")?
+            .parse()
+            .map_err(|e| Error::corrupt(path, format!("the high-water mark: {e}")))?;
+        if sql::counts(&writer)?.is_none() || sql::inode(&writer, ROOT)?.is_none() {
+            return Err(Error::corrupt(path, "no root or no counters"));
+        }
+        Ok(Opened { writer, log, depot_id, numbers: Numbers::from_mark(mark) })
     }
 }
 

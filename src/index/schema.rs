@@ -18,15 +18,16 @@ pub(super) const APPLICATION_ID: i64 = 0x6470_6673;
 /// `user_version` of the schema below.
 pub(super) const VERSION: i64 = 1;
 
-/// Bytes of a page. A commit writes each page it touches to the log, seven for a new file: against SQLite's usual 4096 this
-/// halves what is written and forced, and saves a sixth of a commit's time, with the same size of the file.
+/// Bytes of a page. Against SQLite's usual 4096 this halves what is written for changes all over the index, with the same size
+/// of the file.
 pub(super) const PAGE_BYTES: u32 = 2048;
 
 /// Version 1.
 pub(super) const SCHEMA: &str = r#"
 CREATE TABLE meta (
   -- Facts about the index as a whole. Keys: 'schema' (version, as in user_version), 'depot' (id, 32 hex digits),
-  -- 'numbers' (high-water mark: every inode number, cookie and staging name given out so far is below it).
+  -- 'numbers' (high-water mark: every inode number, cookie and staging name given out so far is below it), 'applied' (the
+  -- last commit that is in this file) and 'session' (a random number of each opening); the redo log has what follows.
   key   TEXT NOT NULL PRIMARY KEY, -- one of the above
   value TEXT NOT NULL              -- numbers in decimal
 ) STRICT, WITHOUT ROWID;

@@ -595,6 +595,22 @@ pub(super) fn rollback(c: &Connection) -> Result<()> {
     run(c, "roll back", "ROLLBACK", []).map(drop)
 }
 
+/// Begins a commit within the open transaction.
+pub(super) fn savepoint(c: &Connection) -> Result<()> {
+    run(c, "begin a commit", "SAVEPOINT one", []).map(drop)
+}
+
+/// The commit becomes part of the open transaction.
+pub(super) fn keep(c: &Connection) -> Result<()> {
+    run(c, "commit", "RELEASE one", []).map(drop)
+}
+
+/// The commit leaves the open transaction as it was before.
+pub(super) fn undo(c: &Connection) -> Result<()> {
+    run(c, "roll back", "ROLLBACK TO one", [])?;
+    keep(c)
+}
+
 /// Several statements that return nothing: the schema, its upgrades, pragmas.
 pub(super) fn script(c: &Connection, doing: &'static str, sql: &str) -> Result<()> {
     c.execute_batch(sql).map_err(|e| Error::of(c, doing, e))

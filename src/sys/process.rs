@@ -67,17 +67,16 @@ mod tests {
     #[test]
     fn only_a_process_without_memory_is_ending() {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        assert!(!is_ending(std::process::id()) && !is_ending(child.id()));
-        child.kill().unwrap();
-        let dead = || {
-            (0..500).any(|_| {
-                is_ending(child.id()) || {
-                    std::thread::sleep(std::time::Duration::from_millis(10));
-                    false
-                }
+        let eventually = |wanted: bool| {
+            (0..1000).any(|_| {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+                is_ending(child.id()) == wanted
             })
         };
-        assert!(dead());
+        assert!(!is_ending(std::process::id()) && eventually(false));
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::SIGKILL)
+            .unwrap();
+        assert!(eventually(true));
         child.wait().unwrap();
         assert!(!is_ending(child.id()));
     }

@@ -54,6 +54,7 @@ impl Vfs {
             }
         }
         self.sync_index()?;
+        self.index.tidy()?;
         self.release_retired();
         failure.map_or(Ok(()), Err)
     }

@@ -6,6 +6,7 @@ mod files;
 mod full;
 mod random;
 mod reading;
+mod redo;
 mod refused;
 mod size;
 
@@ -189,15 +190,19 @@ pub(super) fn staged(ino: Ino, file: u64) -> StagedRow {
     }
 }
 
-/// Every row of every table, in order.
+/// Every row of every table, in order, but for what says how far the redo log is applied.
 pub(super) fn dump(index: &Index) -> Vec<(String, Vec<Vec<Value>>)> {
-    let c = index.readers.snapshot().unwrap();
+    let c = index.snapshot().unwrap();
     let rows = |table: &str| {
         let mut statement = c.prepare(&format!("SELECT * FROM {table} ORDER BY 1, 2")).unwrap();
         let columns = statement.column_count();
         let row = |r: &rusqlite::Row<'_>| (0..columns).map(|at| r.get(at)).collect();
         statement.query_map([], row).unwrap().map(|r| r.unwrap()).collect()
     };
-    let one_column = |table: &str| table.replace("orphan", "(SELECT ino, 0 FROM orphan)");
+    let one_column = |table: &str| match table {
+        "orphan" => "(SELECT ino, 0 FROM orphan)".to_owned(),
+        "meta" => "(SELECT * FROM meta WHERE key NOT IN ('applied', 'session'))".to_owned(),
+        other => other.to_owned(),
+    };
     schema::TABLES.iter().map(|table| (table.to_string(), rows(&one_column(table)))).collect()
 }

@@ -139,5 +139,7 @@ proptest! {
                 prop_assert_eq!(d.index.repository(*ino).unwrap(), repository);
             }
         }
+        let copy = files::killed(&d);
+        prop_assert_eq!(dump(&Index::open(&copy.path().join("index.db")).unwrap()), dump(&d.index));
     }
 }

@@ -3,6 +3,7 @@
 use super::*;
 
 fn vacuumed(d: &Depot) -> u64 {
+    d.index.flush().unwrap();
     d.hack("VACUUM");
     sql::checkpoint_all(&d.index.writer.lock()).unwrap();
     fs::metadata(d.path()).unwrap().len()

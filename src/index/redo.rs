@@ -1,0 +1,309 @@
+//! The redo log: commits that the database does not have yet, so that a commit costs one small write.
+//!
+//! A commit is applied within a transaction of SQLite that stays open, and appended here; that write is what makes it safe
+//! against a kill, and forcing this file what makes it durable. Now and then the transaction ends (a flush), and what was
+//! logged before is needed only until SQLite's own log was forced.
+//!
+//! There are two files, `index.redo0` and `index.redo1`, written from the start again and again, so that forcing one costs no
+//! change of its length or blocks. One is written to; the other is free, or full and kept until what it holds is forced in
+//! the database. A record that a crash tore ends the log. Old records behind the newest one are told by their session and
+//! number: every opening of the index is a session of its own, and begins only when all of the last one is in the database
+//! and forced.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::Seq;
+use super::connection::Files;
+use super::error::{Error, Result};
+use crate::change::Change;
+
+/// What each file is filled with zeros up to when it is made.
+const FILE_BYTES: u64 = 2 << 20;
+
+/// A file with so much in it is exchanged for the other at the next flush.
+const FULL_BYTES: u64 = 3 << 19;
+
+/// First bytes of each file; the last is the version of the format, which the shape of [`Change`] is part of.
+const MAGIC: [u8; 8] = *b"DPTREDO\x01";
+
+/// Magic and the depot's id.
+const HEADER_BYTES: u64 = 24;
+
+/// Length of the payload, checksum, session, number.
+const RECORD_HEADER_BYTES: usize = 24;
+
+/// Beyond this, whoever commits waits until the other file is free.
+const OVERGROWN_BYTES: u64 = 32 << 20;
+
+/// Longer records are damage.
+const PAYLOAD_BYTES_MAX: usize = 1 << 30;
+
+/// One commit as it is logged.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Entry {
+    /// What a caller committed.
+    Changes(Vec<Change>),
+    /// A new mark below which numbers may be given out.
+    Numbers(u64),
+}
+
+/// The same, borrowed; both have the same bytes.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) enum EntryRef<'a> {
+    /// What a caller committed.
+    Changes(&'a [Change]),
+    /// A new mark below which numbers may be given out.
+    Numbers(u64),
+}
+
+impl Entry {
+    /// Without its bytes of its own.
+    pub fn as_ref(&self) -> EntryRef<'_> {
+        match self {
+            Entry::Changes(changes) => EntryRef::Changes(changes),
+            Entry::Numbers(mark) => EntryRef::Numbers(*mark),
+        }
+    }
+}
+
+/// One of the two files.
+struct Part {
+    path: PathBuf,
+    file: Arc<File>,
+    /// Where the next record goes.
+    end: u64,
+    /// Records were written that no force has covered.
+    unforced: bool,
+}
+
+/// The two files.
+pub(super) struct Redo {
+    parts: [Part; 2],
+    current: usize,
+    /// The other one holds what SQLite's own log may not have on the disk yet.
+    kept: bool,
+    session: u64,
+    buffer: Vec<u8>,
+}
+
+impl Redo {
+    /// Opens the files of an index, makes those that are not there; another depot's are refused. `begin` comes before the
+    /// first record.
+    pub fn open(files: &Files, depot_id: [u8; 16]) -> Result<Redo> {
+        let [first, second] = &files.redo;
+        let parts = [Part::open(first, depot_id)?, Part::open(second, depot_id)?];
+        Ok(Redo { parts, current: 0, kept: false, session: 0, buffer: Vec::new() })
+    }
+
+    /// Starts a session with both files free. Everything logged before must be forced in the database.
+    pub fn begin(&mut self, session: u64) {
+        self.session = session;
+        self.current = 0;
+        self.kept = false;
+        for part in &mut self.parts {
+            part.reuse();
+        }
+    }
+
+    /// Logs a commit. After an error it is not logged.
+    pub fn append(&mut self, seq: Seq, entry: EntryRef<'_>) -> Result<()> {
+        let part = &mut self.parts[self.current];
+        self.buffer.clear();
+        self.buffer.resize(RECORD_HEADER_BYTES, 0);
+        let buffer = std::mem::take(&mut self.buffer);
+        let doing = "write the redo log";
+        let mut record = postcard::to_extend(&entry, buffer)
+            .map_err(|e| Error::io(&part.path, doing, io::Error::other(e)))?;
+        seal(&mut record, self.session, seq);
+        let written = part.file.write_all_at(&record, part.end);
+        self.buffer = record;
+        match written {
+            Ok(()) => {
+                part.end += self.buffer.len() as u64;
+                part.unforced = true;
+                Ok(())
+            }
+            Err(e) => {
+                // Perhaps all of it arrived: it must not be found after a crash. Best effort, on a disk that refuses writes.
+                let _ = part.file.write_all_at(&[0; RECORD_HEADER_BYTES], part.end);
+                Err(Error::io(&part.path, doing, e))
+            }
+        }
+    }
+
+    /// Whether a flush would go over to the other file.
+    pub fn is_full(&self) -> bool {
+        !self.kept && self.parts[self.current].end >= FULL_BYTES
+    }
+
+    /// Whether the current file has grown far beyond its size because the other one is not free.
+    pub fn is_overgrown(&self) -> bool {
+        self.kept && self.parts[self.current].end >= OVERGROWN_BYTES
+    }
+
+    /// SQLite has committed everything that is logged: goes over to the other file when this one is full.
+    pub fn flushed(&mut self) {
+        if self.is_full() {
+            self.kept = true;
+            self.current = 1 - self.current;
+            self.parts[self.current].reuse();
+        }
+    }
+
+    /// Whether a file is kept until SQLite's own log is forced.
+    pub fn is_kept(&self) -> bool {
+        self.kept
+    }
+
+    /// SQLite's own log was forced after the flush that filled the kept file.
+    pub fn free_kept(&mut self) {
+        self.kept = false;
+        self.parts[1 - self.current].unforced = false;
+    }
+
+    /// Files with records that no force has covered, oldest first. The caller forces them, or trusts none of it again.
+    pub fn take_unforced(&mut self) -> Vec<Arc<File>> {
+        let mut files = Vec::with_capacity(2);
+        for at in [1 - self.current, self.current] {
+            if std::mem::take(&mut self.parts[at].unforced) {
+                files.push(self.parts[at].file.clone());
+            }
+        }
+        files
+    }
+
+    /// Commits of `session` that follow `after` without a gap, in order.
+    pub fn read(&self, session: u64, after: Seq) -> Result<Vec<(Seq, Entry)>> {
+        let mut found: Vec<(Seq, Entry)> = Vec::new();
+        let mut parts = Vec::with_capacity(2);
+        for part in &self.parts {
+            let records = part.read(session)?;
+            parts.push(records);
+        }
+        parts.sort_by_key(|records| records.first().map_or(Seq::MAX, |(seq, _)| *seq));
+        for (seq, entry) in parts.into_iter().flatten() {
+            let wanted = found.last().map_or(after, |(last, _)| *last) + 1;
+            match seq {
+                old if old < wanted => {}
+                next if next == wanted => found.push((seq, entry)),
+                // Written later than something that a power cut took.
+                _ => break,
+            }
+        }
+        Ok(found)
+    }
+}
+
+impl Part {
+    fn open(path: &Path, depot_id: [u8; 16]) -> Result<Part> {
+        let doing = "open the redo log";
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+        let file = file.map_err(|e| Error::io(path, doing, e))?;
+        let length = file.metadata().map_err(|e| Error::io(path, doing, e))?.len();
+        let mut header = [0; HEADER_BYTES as usize];
+        if length >= HEADER_BYTES {
+            file.read_exact_at(&mut header, 0).map_err(|e| Error::io(path, doing, e))?;
+        }
+        // Made by a start that ended before it could write more.
+        if header == [0; HEADER_BYTES as usize] {
+            header[..8].copy_from_slice(&MAGIC);
+            header[8..].copy_from_slice(&depot_id);
+            match fill(&file, &header) {
+                Err(e) if matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+                    tracing::warn!(path = %path.display(), "no space for the redo log: {e}");
+                }
+                filled => filled.map_err(|e| Error::io(path, "make the redo log", e))?,
+            }
+        } else if header[..7] != MAGIC[..7] {
+            return Err(Error::corrupt(path, "it is no redo log of an index"));
+        } else if header[7] != MAGIC[7] {
+            let what = format!(
+                "it is a redo log of version {}, this program knows {}: mount the depot with the program that wrote it, and unmount",
+                header[7], MAGIC[7]
+            );
+            return Err(Error::corrupt(path, what));
+        } else if header[8..] != depot_id {
+            return Err(Error::corrupt(path, "it belongs to another depot"));
+        }
+        Ok(Part { path: path.to_owned(), file: Arc::new(file), end: HEADER_BYTES, unforced: false })
+    }
+
+    /// What is in it is not needed any more.
+    fn reuse(&mut self) {
+        self.end = HEADER_BYTES;
+        self.unforced = false;
+        if self.file.metadata().is_ok_and(|m| m.len() > FILE_BYTES) {
+            // Best effort: it only gives space back.
+            let _ = self.file.set_len(FILE_BYTES);
+        }
+    }
+
+    /// The records of `session` from the start, up to the first that is none.
+    fn read(&self, session: u64) -> Result<Vec<(Seq, Entry)>> {
+        let doing = "read the redo log";
+        let mut bytes = Vec::new();
+        let length = self.file.metadata().map_err(|e| Error::io(&self.path, doing, e))?.len();
+        bytes.resize(usize::try_from(length).unwrap_or_default(), 0);
+        self.file.read_exact_at(&mut bytes, 0).map_err(|e| Error::io(&self.path, doing, e))?;
+        let mut records: Vec<(Seq, Entry)> = Vec::new();
+        let mut rest = bytes.get(HEADER_BYTES as usize..).unwrap_or_default();
+        while let Some((seq, payload)) = next(&mut rest, session) {
+            if records.last().is_some_and(|(last, _)| seq != last + 1) {
+                break;
+            }
+            let entry = postcard::from_bytes(payload)
+                .map_err(|e| Error::corrupt(&self.path, format!("commit {seq} cannot be read: {e}")))?;
+            records.push((seq, entry));
+        }
+        Ok(records)
+    }
+}
+
+/// Header and zeros, forced.
+fn fill(file: &File, header: &[u8]) -> io::Result<()> {
+    let mut bytes = vec![0; FILE_BYTES as usize];
+    bytes[..header.len()].copy_from_slice(header);
+    // The header last: with it, the file counts as made.
+    file.write_all_at(&bytes[header.len()..], header.len() as u64)?;
+    file.write_all_at(header, 0)?;
+    file.sync_all()
+}
+
+/// Fills in the header of a record whose payload follows it.
+fn seal(record: &mut [u8], session: u64, seq: Seq) {
+    let length = (record.len() - RECORD_HEADER_BYTES) as u32;
+    record[..4].copy_from_slice(&length.to_le_bytes());
+    record[8..16].copy_from_slice(&session.to_le_bytes());
+    record[16..24].copy_from_slice(&seq.to_le_bytes());
+    let sum = checksum(record);
+    record[4..8].copy_from_slice(&sum.to_le_bytes());
+}
+
+/// Over everything in a record but itself.
+fn checksum(record: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&record[..4]);
+    hasher.update(&record[8..]);
+    hasher.finalize()
+}
+
+/// The next whole record of `session`, taken off the front of `rest`.
+fn next<'a>(rest: &mut &'a [u8], session: u64) -> Option<(Seq, &'a [u8])> {
+    let header = rest.get(..RECORD_HEADER_BYTES)?;
+    let number =
+        |at: usize| header[at..at + 8].iter().rev().fold(0u64, |number, byte| number << 8 | u64::from(*byte));
+    let (length, sum) = (number(0) & 0xffff_ffff, (number(0) >> 32) as u32);
+    let length = usize::try_from(length).ok().filter(|n| *n > 0 && *n <= PAYLOAD_BYTES_MAX)?;
+    let record = rest.get(..RECORD_HEADER_BYTES + length)?;
+    if checksum(record) != sum || number(8) != session {
+        return None;
+    }
+    *rest = &rest[record.len()..];
+    Some((number(16), &record[RECORD_HEADER_BYTES..]))
+}
