@@ -43,6 +43,7 @@ use crate::change::{
     BlobRow, Change, Cookie, Entry, FIRST_INO, Ino, Inode, Kind, Nanos, RESERVED, ROOT, StagedRow,
 };
 use crate::checksum::{Checksum, Hasher, hex, unhex};
+use crate::failpoint;
 
 /// The most names of a file, and subdirectories of a directory: what a signed 32-bit `st_nlink` of an old program holds.
 pub const LINK_MAX: u32 = i32::MAX as u32;
@@ -203,6 +204,8 @@ impl Index {
         }
         let mark = numbers.next_mark();
         self.transact(&mut self.writer.lock(), |c| sql::set_meta(c, "numbers", &mark.to_string()))?;
+        // A crash here leaves the mark ahead of numbers that nobody got.
+        failpoint::hit("index.numbers");
         self.sync()?;
         Ok(numbers.raise(mark))
     }
@@ -359,9 +362,15 @@ impl Index {
         writer: &mut Connection,
         work: impl Fn(&Connection) -> Result<T>,
     ) -> Result<(T, Seq)> {
+        // A crash before COMMIT has returned leaves none of the changes, or all of them.
+        failpoint::hit("index.begin");
         sql::begin_write(writer)?;
-        match work(writer).and_then(|done| sql::commit(writer).map(|()| done)) {
-            Ok(done) => Ok((done, self.last.fetch_add(1, Ordering::AcqRel) + 1)),
+        let applied = work(writer).inspect(|_| failpoint::hit("index.applied"));
+        match applied.and_then(|done| sql::commit(writer).map(|()| done)) {
+            Ok(done) => {
+                failpoint::hit("index.committed");
+                Ok((done, self.last.fetch_add(1, Ordering::AcqRel) + 1))
+            }
             Err(e) => {
                 let ended = writer.is_autocommit() || sql::rollback(writer).is_ok();
                 if !ended {
@@ -404,7 +413,10 @@ impl Index {
         if self.fail_force.swap(false, Ordering::Relaxed) {
             return Err(io::Error::other("injected"));
         }
-        self.log.sync_data()
+        failpoint::call("index.force")?;
+        self.log.sync_data()?;
+        failpoint::hit("index.forced");
+        Ok(())
     }
 
     /// Gets everything to the disk by another way than the log.
@@ -423,7 +435,7 @@ impl Index {
     fn tidy_log(&self) {
         let Some(copier) = self.copier.try_lock() else { return };
         let tidied = sql::log(&copier).and_then(|log| match log.pages - log.copied >= LOG_PAGES {
-            true => sql::checkpoint_some(&copier).map(drop),
+            true => sql::checkpoint_some(&copier).map(|_| failpoint::hit("index.copied")),
             false => Ok(()),
         });
         if let Err(e) = tidied {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::change::Change;
+use crate::failpoint;
 use crate::vfs::{Error, Result, Vfs, now};
 
 /// A blob stays this long after its last reference went: a build often writes the same content again at once.
@@ -47,14 +48,18 @@ impl Vfs {
             if gone.is_empty() {
                 return Ok((blobs, bytes));
             }
+            // A crash from here on leaves blobs that the index does not know, some of them removed: the others are strays.
+            failpoint::hit("reclaim.committed");
             // What the last durable index names is not unlinked.
             self.index.sync()?;
+            failpoint::hit("reclaim.synced");
             for i in gone {
                 let row = &dead[i];
                 self.descriptors.forget_blob(&row.checksum);
                 self.disown(&row.checksum);
                 self.verified.lock().remove(&row.checksum);
                 self.store.remove_blob(&latches[i])?;
+                failpoint::hit("reclaim.unlinked");
                 blobs += 1;
                 bytes += row.size;
             }

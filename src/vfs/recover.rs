@@ -7,6 +7,7 @@
 use std::collections::HashSet;
 
 use crate::change::{Change, Ino, StagedRow, StagingName};
+use crate::failpoint;
 use crate::sys::lease::read_lease;
 use crate::vfs::node::Staged;
 use crate::vfs::{Error, Result, Vfs, now};
@@ -48,6 +49,8 @@ impl Vfs {
         for ino in &orphans {
             let file = self.index.staged_of(*ino)?.map(|row| row.file);
             let seq = self.commit(&[Change::Reap { ino: *ino }])?;
+            // A crash in a recovery is one before it: the next does what is left.
+            failpoint::hit("recover.reaped");
             if let Some(file) = file {
                 self.retire(seq, file);
             }
@@ -57,10 +60,12 @@ impl Vfs {
         for name in self.store.staging_names()? {
             if !named.contains(&name) {
                 self.store.discard(name)?;
+                failpoint::hit("recover.discarded");
                 done.strays += 1;
             }
         }
         self.index.sync()?;
+        failpoint::hit("recover.synced");
         self.release_retired();
         Ok(done)
     }
@@ -90,6 +95,7 @@ impl Vfs {
             let mut node = self.nodes.lock(row.ino);
             node.staged = Some(Staged::new(row));
             self.close_staged(&mut node);
+            failpoint::hit("recover.kept");
             done.kept += 1;
             return Ok(());
         }
@@ -102,6 +108,8 @@ impl Vfs {
         if there {
             self.set_aside(row.file, &format!("unsealed bytes of {path} that a crash may have torn"))?;
         }
+        // A crash here leaves a row whose staging file is not there: the next recovery goes on from here.
+        failpoint::hit("recover.aside");
         let mut changes = vec![Change::Unstage { ino: row.ino }];
         if inode.checksum.is_some() {
             self.report(format!(
@@ -114,6 +122,7 @@ impl Vfs {
             done.removed += 1;
         }
         self.commit(&changes)?;
+        failpoint::hit("recover.reverted");
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! rename(2): one commit, whatever moves.
 
 use crate::change::{Change, Ino, Inode, Kind, ROOT};
+use crate::failpoint;
 use crate::vfs::node::Locked;
 use crate::vfs::{Error, Result, Vfs, check_new_name, is_reserved, now};
 
@@ -103,12 +104,16 @@ impl Vfs {
             let (ino, new_ino) = (moved.ino, there.ino);
             changes.push(Change::Exchange { parent, name, ino, new_parent, new_name, new_ino, at });
             self.commit(&changes)?;
+            // A crash here leaves both names exchanged.
+            failpoint::hit("exchange.committed");
             record_forced(&mut there_node, &changes);
         } else {
             let cookie = self.index.next_number()?;
             let (ino, replaced) = (moved.ino, Some(there.ino));
             changes.push(Change::Rename { parent, name, new_parent, new_name, cookie, ino, replaced, at });
             self.commit(&changes)?;
+            // A crash here leaves the new name with the moved file; the replaced one is an orphan, which recovery ends.
+            failpoint::hit("rename.committed");
             if there.kind == Kind::Directory || there.nlink == 1 {
                 self.orphaned(&mut there_node);
             }
@@ -126,6 +131,8 @@ impl Vfs {
         }
         let mut row = staged.row.clone();
         self.store.force_staging(&[row.file])?;
+        // A crash here leaves both names as they were.
+        failpoint::hit("rename.forced");
         if !row.forced {
             row.forced = true;
             changes.push(Change::Stage(row));

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::change::{Change, Inode, Kind, Nanos, StagedRow, StagingName};
 use crate::checksum::Checksum;
+use crate::failpoint;
 use crate::filestore::{self, StagingWriter};
 use crate::index::Seq;
 use crate::sys::content as sys;
@@ -136,6 +137,8 @@ impl Vfs {
                 name
             }
         };
+        // A crash here leaves the blob's bytes as they were, and a staging file without a row.
+        failpoint::hit("dirty.copied");
         let row = self.staged_row(inode, file);
         if let Serving::Passthrough(backing) = &mut node.serving {
             backing.source = Source::Staging(file);
@@ -147,6 +150,8 @@ impl Vfs {
             }
             return Err(error);
         }
+        // A crash here leaves a staged version that nobody has written; cut to `keep` bytes by a truncation that goes on.
+        failpoint::hit("dirty.committed");
         let mut staged = Staged::new(row);
         staged.fresh = keep < inode.size;
         node.staged = Some(staged);
@@ -186,6 +191,8 @@ impl Vfs {
     fn take_over(&self, sum: &Checksum, name: StagingName, file_ino: u64) -> Result<()> {
         let latch = self.store.latch(sum);
         self.store.detach(&latch, name)?;
+        // A crash here leaves the blob under its name with a file of its own. Nobody has written to the old one.
+        failpoint::hit("swap.detached");
         self.change_hands(sum);
         let writer = self.store.open_staging_writer(name)?;
         let found = writer.stat().map_err(Error::io(format!("stat staging file {name}")))?;
@@ -218,6 +225,8 @@ impl Vfs {
         let latch = self.store.latch(&digest.checksum);
         if self.owners.lock().get(&digest.checksum).is_none_or(|owner| owner.ino == inode.ino) {
             self.store.detach(&latch, name)?;
+            // A crash here leaves the staged version in a file of one name, and a blob that the index may not know.
+            failpoint::hit("private.detached");
             self.change_hands(&digest.checksum);
             return Ok(());
         }
@@ -240,10 +249,14 @@ impl Vfs {
             .and_then(|()| sys::set_mtime(&new, stat.mtime))
             .map_err(what());
         drop(new);
+        // A crash here leaves the row with the old file: the copy is discarded.
+        failpoint::hit("restage.copied");
         let moved = StagedRow { file: name, ..row.clone() };
         let committed = copied
             .and_then(|()| if row.forced { Ok(self.store.force_staging(&[name])?) } else { Ok(()) })
             .and_then(|()| self.commit(&[Change::Stage(moved.clone())]));
+        // A crash here leaves the row with the copy: the old file is discarded, whoever still writes to it.
+        failpoint::hit("restage.committed");
         match committed {
             Ok(seq) => Ok((moved, seq)),
             Err(error) => {

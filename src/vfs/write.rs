@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::change::{Change, Ino, Nanos, StagingName};
 use crate::checksum::{Checksum, Digest};
+use crate::failpoint;
 use crate::sys::content as sys;
 use crate::vfs::caller::has_set_id_bits;
 use crate::vfs::seal::collision;
@@ -62,6 +63,8 @@ impl Vfs {
                 let mut row = staged.row.clone();
                 if row.failed.is_none() {
                     self.store.force_staging(&[row.file])?;
+                    // A crash from here to the end of the call loses nothing: the row names the same bytes all along.
+                    failpoint::hit("fsync.forced");
                     staged.forced_at = Instant::now();
                     if writers == 0 {
                         staged.unforced_since = None;
@@ -69,12 +72,15 @@ impl Vfs {
                     if !row.forced {
                         row.forced = true;
                         self.commit(&[Change::Stage(row.clone())])?;
+                        failpoint::hit("fsync.recorded");
                         staged.row = row;
                     }
                 }
             }
         }
-        self.sync_index()
+        self.sync_index()?;
+        failpoint::hit("fsync.synced");
+        Ok(())
     }
 
     /// Makes everything committed so far durable, and lets go of what only undurable commits had stopped naming.
@@ -102,6 +108,8 @@ impl Vfs {
         }
         let Some((name, hashed)) = self.staged_for_close(ino)? else { return self.sync_index() };
         self.store.force_staging(&[name])?;
+        // A crash from here to the end of the call loses nothing: the row names the same bytes all along.
+        failpoint::hit("close.forced");
         let stat = self.store.stat_staging(name)?;
         // A descriptor that many processes inherit and close must not cost a hash each: again only when it has doubled, or
         // after a while.
@@ -121,7 +129,10 @@ impl Vfs {
             }
         }
         self.record_close(ino, name, checksum, (stat.size, stat.mtime, Instant::now()))?;
-        self.sync_index()
+        failpoint::hit("close.recorded");
+        self.sync_index()?;
+        failpoint::hit("close.synced");
+        Ok(())
     }
 
     /// The staging file of an inode, and what close hashed of it last; `None` when it has none.
