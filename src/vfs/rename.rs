@@ -94,6 +94,11 @@ impl Vfs {
             }])?;
             return Ok(());
         };
+        // What takes time is done before the locks, so that nobody who looks at the files waits for the disk.
+        self.force_ahead(moved.ino);
+        if flavour == Flavour::Exchange {
+            self.force_ahead(there.ino);
+        }
         let (mut moved_node, mut there_node) = self.nodes.lock_two_settled(moved.ino, there.ino);
         let there = &self.inode(there.ino)?;
         // Write-temporary-and-rename must not leave an empty file after a power cut: the bytes go to the disk first.
@@ -120,6 +125,19 @@ impl Vfs {
         }
         record_forced(&mut moved_node, &changes);
         Ok(())
+    }
+
+    /// Gets the unsealed bytes of a file to the disk; the force under its lock then has little to do. Whether it worked is
+    /// for that one to find out.
+    fn force_ahead(&self, ino: Ino) {
+        let name = self.nodes.existing(ino).and_then(|node| {
+            let staged = node.staged.as_ref()?;
+            (!staged.row.forced && staged.row.failed.is_none() && node.clone.is_none())
+                .then_some(staged.row.file)
+        });
+        if let Some(name) = name {
+            let _ = self.store.force_staging(&[name]);
+        }
     }
 
     fn force_before_rename(&self, node: &mut Locked<'_>, changes: &mut Vec<Change>) -> Result<()> {
