@@ -118,10 +118,14 @@ impl Vfs {
             let later = retired.split_off(&(durable + 1));
             std::mem::replace(&mut *retired, later)
         };
-        for name in done.into_values().flatten() {
+        for (name, sealed) in done.into_values().flatten() {
             // A crash before or after leaves a staging file that no row names, or none.
             failpoint::hit("retire.durable");
-            self.give_up_staging(name);
+            if sealed {
+                self.give_up_staging(name)
+            } else {
+                self.let_go(name)
+            }
             failpoint::hit("retire.unlinked");
         }
     }
@@ -160,6 +164,7 @@ impl Vfs {
         self.write_atimes()?;
         self.sync_index()?;
         self.release_retired();
+        self.settle_half_put()?;
         match failure {
             Some(error) => Err(error),
             None => Ok(self.backlog.files.load(Ordering::Relaxed)),

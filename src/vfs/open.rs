@@ -236,7 +236,7 @@ impl Vfs {
             && node.staged.as_ref().is_none_or(|staged| staged.row.file != name)
         {
             // Sealed while it was open: its name was kept for a writer that might have come.
-            self.retire(self.index.last_seq(), name);
+            self.retire_sealed(self.index.last_seq(), name);
         }
     }
 

@@ -47,19 +47,25 @@ impl Vfs {
             return Ok(done);
         }
         for ino in &orphans {
-            let file = self.index.staged_of(*ino)?.map(|row| row.file);
+            let row = self.index.staged_of(*ino)?;
+            // Bytes that could not be sealed are kept, as `reap` keeps them.
+            if let Some((file, why)) = row.as_ref().and_then(|row| Some((row.file, row.failed.as_ref()?)))
+                && self.store.stat_staging(file).is_ok()
+            {
+                self.set_aside(file, &format!("inode {ino}, removed since: {why}"))?;
+            }
             let seq = self.commit(&[Change::Reap { ino: *ino }])?;
             // A crash in a recovery is one before it: the next does what is left.
             failpoint::hit("recover.reaped");
-            if let Some(file) = file {
-                self.retire(seq, file);
+            if let Some(row) = row.filter(|row| row.failed.is_none()) {
+                self.retire(seq, row.file);
             }
             done.orphans += 1;
         }
         let named: HashSet<StagingName> = self.index.staged()?.iter().map(|row| row.file).collect();
         for name in self.store.staging_names()? {
             if !named.contains(&name) {
-                self.store.discard(name)?;
+                self.let_go(name);
                 failpoint::hit("recover.discarded");
                 done.strays += 1;
             }

@@ -404,7 +404,7 @@ impl Vfs {
             self.own_if_blob(&mut node, latch, one);
         }
         if !served {
-            self.retire(seq, one.file);
+            self.retire_sealed(seq, one.file);
         }
         self.queue_digests(one.found.digest.checksum);
         self.damaged.lock().remove(&one.found.digest.checksum);

@@ -223,6 +223,11 @@ impl Vfs {
         let digest = reader.digest(|| true).map_err(Error::io(format!("read staging file {name}")))?;
         let digest = digest.ok_or(Error::Stale(inode.ino))?;
         let latch = self.store.latch(&digest.checksum);
+        if self.index.blob(&digest.checksum)?.is_none() {
+            // No commit has named the blob, so the put is taken back.
+            self.store.remove_blob(&latch)?;
+            return Ok(());
+        }
         if self.owners.lock().get(&digest.checksum).is_none_or(|owner| owner.ino == inode.ino) {
             self.store.detach(&latch, name)?;
             // A crash here leaves the staged version in a file of one name, and a blob that the index may not know.
@@ -264,6 +269,43 @@ impl Vfs {
                 Err(error)
             }
         }
+    }
+
+    /// Unlinks a staging file of a version that was not sealed. One that a put has linked as a blob already, before a crash,
+    /// is looked at in the background: no commit may know that blob.
+    pub(super) fn let_go(&self, name: StagingName) {
+        if self.store.stat_staging(name).is_ok_and(|stat| stat.links > 1) {
+            self.half_put.lock().push(name);
+        } else {
+            self.give_up_staging(name);
+        }
+    }
+
+    /// Unlinks what `let_go` kept, and the blobs that only a put without a commit has made. A job does this.
+    pub fn settle_half_put(&self) -> Result<()> {
+        loop {
+            let Some(name) = self.half_put.lock().last().copied() else { return Ok(()) };
+            self.take_back_put(name)?;
+            self.give_up_staging(name);
+            self.half_put.lock().retain(|other| *other != name);
+        }
+    }
+
+    fn take_back_put(&self, name: StagingName) -> Result<()> {
+        let reader = match self.store.open_staging(name) {
+            Err(error) if error.is_absent() => return Ok(()),
+            reader => reader?,
+        };
+        let what = || Error::io(format!("read staging file {name}"));
+        let file_ino = reader.stat().map_err(what())?.file_ino;
+        let Some(digest) = reader.digest(|| true).map_err(what())? else { return Ok(()) };
+        let latch = self.store.latch(&digest.checksum);
+        let known = self.index.blob(&digest.checksum)?.is_some();
+        let stored = self.store.stat_blob(&digest.checksum)? == Some(digest.size);
+        if !known && stored && self.store.open_blob(&digest.checksum, digest.size)?.file_ino() == file_ino {
+            self.store.remove_blob(&latch)?;
+        }
+        Ok(())
     }
 
     /// Unlinks a staging file that no committed row names.
