@@ -11,6 +11,7 @@
 //! staging.write=error:ENOSPC@2*1   at the second hit only
 //! staging.write=short              half of the bytes are written; the rest has a point of its own
 //! index.force=delay:200            200 ms later than otherwise
+//! index.force=hold                 not before the file is replaced by one without this line
 //! ```
 
 use std::io;
@@ -181,7 +182,7 @@ mod steered {
 
     use nix::sys::signal::{Signal, kill};
     use nix::unistd::Pid;
-    use parking_lot::Mutex;
+    use parking_lot::{Mutex, MutexGuard};
 
     /// What happens at a hit.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,6 +191,7 @@ mod steered {
         Error(i32),
         Short,
         Delay(Duration),
+        Hold,
     }
 
     /// A line of `set`.
@@ -217,6 +219,7 @@ mod steered {
             let action = match action.split_once(':') {
                 None if action == "kill" => Action::Kill,
                 None if action == "short" => Action::Short,
+                None if action == "hold" => Action::Hold,
                 Some(("error", "EIO")) => Action::Error(5),
                 Some(("error", "ENOSPC")) => Action::Error(28),
                 Some(("delay", ms)) => Action::Delay(Duration::from_millis(ms.parse().ok()?)),
@@ -265,13 +268,19 @@ mod steered {
                 }
             }
             Some(Action::Delay(time)) => std::thread::sleep(time),
+            Some(Action::Hold) => {
+                while steering.holds(name) {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+            }
             _ => {}
         }
         action
     }
 
     impl Steering {
-        fn next(&self, name: &str) -> Option<Action> {
+        /// The setting as it is now.
+        fn current(&self) -> MutexGuard<'_, Current> {
             let mut current = self.current.lock();
             let version = fs::metadata(&self.set).map_or((0, 0, 0), |m| (m.ino(), m.mtime(), m.mtime_nsec()));
             if version != current.version {
@@ -279,6 +288,16 @@ mod steered {
                 let rules = text.lines().filter_map(Rule::parse).map(|rule| (rule, 0)).collect();
                 *current = Current { version, rules };
             }
+            current
+        }
+
+        fn holds(&self, name: &str) -> bool {
+            self.current().rules.iter().any(|(rule, _)| rule.name == name && rule.action == Action::Hold)
+        }
+
+        /// Counts a hit; what is to be done at it.
+        fn next(&self, name: &str) -> Option<Action> {
+            let mut current = self.current();
             let mut wanted = None;
             for (rule, hits) in current.rules.iter_mut().filter(|(rule, _)| rule.name == name) {
                 *hits += 1;
@@ -303,6 +322,7 @@ mod tests {
         assert_eq!(Rule::parse(" a.b=kill@3\n"), rule(Action::Kill, 3, u64::MAX));
         assert_eq!(Rule::parse("a.b=error:EIO*2"), rule(Action::Error(5), 1, 2));
         assert_eq!(Rule::parse("a.b=error:ENOSPC@4*1"), rule(Action::Error(28), 4, 1));
+        assert_eq!(Rule::parse("a.b=hold"), rule(Action::Hold, 1, u64::MAX));
         assert_eq!(Rule::parse("a.b=short"), rule(Action::Short, 1, u64::MAX));
         assert_eq!(Rule::parse("a.b=delay:20"), rule(Action::Delay(Duration::from_millis(20)), 1, u64::MAX));
         for wrong in ["", "a.b", "a.b=", "a.b=error:5x", "a.b=kill@x", "a.b=delay:"] {

@@ -23,15 +23,15 @@ unsafe impl Send for Unix {}
 // SAFETY: as above.
 unsafe impl Sync for Unix {}
 
-/// The methods of `unix`, and the two tables made of them.
+/// The methods that `unix` gives to one kind of file (a log takes no locks, so it has others than a database), and ours.
 struct Methods {
     unix: sqlite3_io_methods,
-    log: sqlite3_io_methods,
-    database: sqlite3_io_methods,
+    ours: sqlite3_io_methods,
 }
 
 static UNIX: OnceLock<Option<Unix>> = OnceLock::new();
-static METHODS: OnceLock<Methods> = OnceLock::new();
+static LOG: OnceLock<Methods> = OnceLock::new();
+static DATABASE: OnceLock<Methods> = OnceLock::new();
 
 /// Makes the VFS known to SQLite, once; whether it is.
 pub fn register() -> bool {
@@ -62,20 +62,15 @@ unsafe extern "C" fn open(
     unsafe {
         let Some(unix_open) = (*unix.0).xOpen else { return ffi::SQLITE_CANTOPEN };
         let done = unix_open(unix.0, name, file, flags, out_flags);
-        if let Some(methods) = (*file).pMethods.as_ref().filter(|_| done == ffi::SQLITE_OK) {
-            let tables = METHODS.get_or_init(|| Methods {
-                unix: *methods,
-                log: sqlite3_io_methods { xWrite: Some(write_log), xSync: Some(sync_log), ..*methods },
-                database: sqlite3_io_methods {
-                    xWrite: Some(write_database),
-                    xSync: Some(sync_database),
-                    ..*methods
-                },
-            });
+        if let Some(unix) = (*file).pMethods.as_ref().filter(|_| done == ffi::SQLITE_OK) {
+            let unix = *unix;
+            let log = || sqlite3_io_methods { xWrite: Some(write_log), xSync: Some(sync_log), ..unix };
+            let database =
+                || sqlite3_io_methods { xWrite: Some(write_database), xSync: Some(sync_database), ..unix };
             if flags & ffi::SQLITE_OPEN_WAL != 0 {
-                (*file).pMethods = &tables.log;
+                (*file).pMethods = &LOG.get_or_init(|| Methods { unix, ours: log() }).ours;
             } else if flags & ffi::SQLITE_OPEN_MAIN_DB != 0 {
-                (*file).pMethods = &tables.database;
+                (*file).pMethods = &DATABASE.get_or_init(|| Methods { unix, ours: database() }).ours;
             }
         }
         done
@@ -91,12 +86,13 @@ fn code(error: &io::Error, otherwise: c_int) -> c_int {
 /// As for `xWrite` of the file.
 unsafe fn write(
     point: &str,
+    methods: &OnceLock<Methods>,
     file: *mut sqlite3_file,
     bytes: *const c_void,
     count: c_int,
     offset: i64,
 ) -> c_int {
-    let Some(unix_write) = METHODS.get().and_then(|methods| methods.unix.xWrite) else {
+    let Some(unix_write) = methods.get().and_then(|methods| methods.unix.xWrite) else {
         return ffi::SQLITE_IOERR_WRITE;
     };
     let whole = usize::try_from(count).unwrap_or_default();
@@ -112,8 +108,13 @@ unsafe fn write(
 
 /// # Safety
 /// As for `xSync` of the file.
-unsafe fn sync(before: &str, after: &str, file: *mut sqlite3_file, flags: c_int) -> c_int {
-    let Some(unix_sync) = METHODS.get().and_then(|methods| methods.unix.xSync) else {
+unsafe fn sync(
+    (before, after): (&str, &str),
+    methods: &OnceLock<Methods>,
+    file: *mut sqlite3_file,
+    flags: c_int,
+) -> c_int {
+    let Some(unix_sync) = methods.get().and_then(|methods| methods.unix.xSync) else {
         return ffi::SQLITE_IOERR_FSYNC;
     };
     if let Err(error) = failpoint::call(before) {
@@ -128,13 +129,13 @@ unsafe fn sync(before: &str, after: &str, file: *mut sqlite3_file, flags: c_int)
 /// A crash here leaves a torn frame at most, which no reader takes for a commit.
 unsafe extern "C" fn write_log(f: *mut sqlite3_file, bytes: *const c_void, count: c_int, at: i64) -> c_int {
     // SAFETY: called by SQLite as `xWrite` of this file.
-    unsafe { write("wal.write", f, bytes, count, at) }
+    unsafe { write("wal.write", &LOG, f, bytes, count, at) }
 }
 
 /// A crash here loses nothing that was promised: what is forced now is what a checkpoint is going to copy.
 unsafe extern "C" fn sync_log(f: *mut sqlite3_file, flags: c_int) -> c_int {
     // SAFETY: called by SQLite as `xSync` of this file.
-    unsafe { sync("wal.sync", "wal.synced", f, flags) }
+    unsafe { sync(("wal.sync", "wal.synced"), &LOG, f, flags) }
 }
 
 /// A crash here leaves a database that the log makes whole again: every page being written is in the forced log.
@@ -145,11 +146,11 @@ unsafe extern "C" fn write_database(
     at: i64,
 ) -> c_int {
     // SAFETY: called by SQLite as `xWrite` of this file.
-    unsafe { write("db.write", f, bytes, count, at) }
+    unsafe { write("db.write", &DATABASE, f, bytes, count, at) }
 }
 
 /// A crash here is one before the log begins anew: it still has every page.
 unsafe extern "C" fn sync_database(f: *mut sqlite3_file, flags: c_int) -> c_int {
     // SAFETY: called by SQLite as `xSync` of this file.
-    unsafe { sync("db.sync", "db.synced", f, flags) }
+    unsafe { sync(("db.sync", "db.synced"), &DATABASE, f, flags) }
 }
