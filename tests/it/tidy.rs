@@ -32,7 +32,7 @@ fn code() -> Vec<(String, String)> {
     let is_test =
         |name: &str| name.ends_with("/tests.rs") || name.contains("/tests/") || name.ends_with("/laws.rs");
     let strip = |text: String| {
-        let text = text.split("\n#[cfg(test)]\nmod ").next().unwrap_or_default();
+        let text = text.split("\n#[cfg(test)]\nmod tests {").next().unwrap_or_default();
         let code = |line: &str| line.split("//").next().unwrap_or_default().to_owned();
         text.lines().map(code).collect::<Vec<_>>().join("\n")
     };

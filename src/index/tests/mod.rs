@@ -8,6 +8,8 @@ mod random;
 mod reading;
 mod refused;
 mod size;
+#[cfg(debug_assertions)]
+mod upgrades;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
