@@ -96,8 +96,11 @@ impl World {
     }
 }
 
+/// Bytes, or why there are none.
+type Served = Result<Vec<u8>, Option<i32>>;
+
 /// Names and bytes of a flat directory; the errno in place of bytes that are not served.
-fn tree(dir: &Path) -> Vec<(PathBuf, Result<Vec<u8>, Option<i32>>)> {
+fn tree(dir: &Path) -> Vec<(PathBuf, Served)> {
     let mut all: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
     all.sort();
     all.into_iter().map(|path| (path.clone(), fs::read(&path).map_err(|e| e.raw_os_error()))).collect()

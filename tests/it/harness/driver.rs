@@ -391,7 +391,7 @@ impl Driver {
             content.resize(content.len().max(bytes.len()), 0);
             content[..bytes.len()].copy_from_slice(bytes);
         };
-        let done = self.call(
+        self.call(
             format!("copy {from} from {at} to {to}"),
             |model| put(model, &bytes),
             |driver| {
@@ -400,8 +400,7 @@ impl Driver {
                 assert_eq!(done, bytes.len(), "copied at once");
                 Ok(())
             },
-        );
-        done
+        )
     }
 
     pub fn mkdir(&mut self, name: &str) -> Result<(), Died> {
