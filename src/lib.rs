@@ -18,6 +18,7 @@
 //! | [`change`], [`checksum`] | the closed set of changes; names of blobs and how they are found |
 //! | [`config`] | depot.toml and its table of keys |
 //! | [`clock`], [`metrics`], [`worker`] | the time, numbers, named threads |
+//! | [`failpoint`] | points at which a test kills the process or makes a call fail; nothing in a release build |
 //! | [`sys`] | every `unsafe` block and raw system call |
 //!
 //! docs/architecture.md has the invariants, the lock order and the states of a file's content.
@@ -40,6 +41,7 @@ pub mod change;
 pub mod checksum;
 pub mod clock;
 pub mod config;
+pub mod failpoint;
 pub mod metrics;
 pub mod sys;
 pub mod worker;

@@ -10,6 +10,7 @@ use super::error::{Doing, Result};
 use super::staging::{StagingDir, parse_name, staging_path};
 use super::volume::{ASIDE, PRE};
 use crate::change::StagingName;
+use crate::failpoint;
 
 /// How long set-aside bytes are kept.
 pub const KEPT_FOR: Duration = Duration::from_secs(14 * 24 * 3600);
@@ -54,7 +55,11 @@ impl StagingDir {
             .and_then(|()| text.write_all(b"\n"))
             .and_then(|()| text.sync_all())
             .doing("write", self.volume.at(&reason))?;
+        // A crash here leaves a reason without bytes; it is written anew.
+        failpoint::hit("aside.explained");
         self.volume.rename(&staged, &bytes)?;
+        // A crash here leaves a row that names a file which is not there, and the bytes safe.
+        failpoint::hit("aside.moved");
         self.forget(name);
         self.volume.force_folder(ASIDE)?;
         self.volume.force_folder(PRE)?;

@@ -10,6 +10,7 @@ use nix::fcntl::OFlag;
 use super::error::Result;
 use super::volume::Volume;
 use crate::checksum::{self, Digest};
+use crate::failpoint;
 
 /// An open blob that cannot be written through.
 ///
@@ -41,6 +42,7 @@ impl BlobFile {
 
     /// Reads at `offset`; fewer bytes than asked only at the end.
     pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        failpoint::call("blob.read")?;
         read_fully(&self.file, buffer, offset)
     }
 

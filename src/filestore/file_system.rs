@@ -19,6 +19,7 @@ use super::staging::{StagingDir, staging_path};
 use super::volume::{ASIDE, HERE, MARKER, NotForced, PRE, ToForce, Volume};
 use crate::change::StagingName;
 use crate::checksum::Checksum;
+use crate::failpoint;
 use crate::sys::file;
 
 /// Mode of the folders that blobs are in: a blob's own mode says who reads it.
@@ -128,13 +129,17 @@ impl FileSystem {
             return if good { Ok(Placed::Stood) } else { self.replace(staged.name, &to) };
         }
         self.staging.dress(&from, self.options.blob_mode, self.options.blob_owner)?;
-        match self.volume.try_link(&from, &to) {
+        // A crash here leaves a staging file in a blob's mode; its next writer takes that off.
+        failpoint::hit("put.dressed");
+        match failpoint::call("put.link").and_then(|()| self.volume.try_link(&from, &to)) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 self.make_blob_folder(&to[..2])?;
                 self.volume.try_link(&from, &to).doing("link a staging file as", self.volume.at(&to))?;
             }
             linked => linked.doing("link a staging file as", self.volume.at(&to))?,
         }
+        // A crash here leaves a blob that the index does not know, and that may not be on the disk.
+        failpoint::hit("put.linked");
         Ok(Placed::New)
     }
 
@@ -144,10 +149,13 @@ impl FileSystem {
         self.staging.dress(&from, self.options.blob_mode, self.options.blob_owner)?;
         self.volume.remove(&temporary)?;
         self.volume.try_link(&from, &temporary).doing("link", self.volume.at(&temporary))?;
+        // A crash here leaves the broken blob, and a temporary name, which the next open removes.
+        failpoint::hit("heal.linked");
         if let Err(e) = self.volume.rename(&temporary, to) {
             self.volume.remove(&temporary)?;
             return Err(e);
         }
+        failpoint::hit("heal.renamed");
         Ok(Placed::Healed)
     }
 
@@ -247,7 +255,9 @@ fn temporary_path(name: StagingName) -> String {
 
 impl Provider for FileSystem {
     fn open(&self, sum: &Checksum) -> Result<Option<Blob>> {
-        Ok(BlobFile::open(&self.volume, &blob_path(sum))?.map(Blob::Local))
+        let path = blob_path(sum);
+        failpoint::call("blob.open").doing("open", self.volume.at(&path))?;
+        Ok(BlobFile::open(&self.volume, &path)?.map(Blob::Local))
     }
 
     fn stat(&self, sum: &Checksum) -> Result<Option<u64>> {
@@ -286,6 +296,7 @@ impl Provider for FileSystem {
             self.take_back(batch, &placed)?;
             return Err(failed.error);
         }
+        failpoint::hit("put.forced");
         let mut distrusted = self.distrusted.lock();
         if !distrusted.is_empty() {
             distrusted.retain(|sum| !batch.iter().any(|(put, _)| put == sum));
@@ -305,11 +316,17 @@ impl Provider for FileSystem {
         if !there {
             self.volume.try_link(&path, &staged).doing("link a blob as", self.volume.at(&staged))?;
         }
+        // A crash before the renaming leaves the blob as it was, and a staging name for it without a row.
+        failpoint::hit("detach.linked");
         let replaced = self
             .copy_blob(sum, &blob, &temporary)
+            .inspect(|()| failpoint::hit("detach.copied"))
             .and_then(|()| self.volume.rename(&temporary, &path))
+            // A crash from here on leaves the copy, or after a power cut the old file, as the blob: equal bytes.
+            .inspect(|()| failpoint::hit("detach.renamed"))
             // Before anybody may write to the old file: after a power cut the name must not lead to it again.
             .and_then(|()| self.volume.force_folder(&path[..2]))
+            .inspect(|()| failpoint::hit("detach.forced"))
             .and_then(|()| self.staging.make_own(name));
         if let Err(e) = replaced {
             self.volume.remove(&temporary)?;

@@ -22,6 +22,7 @@ use super::error::{Doing, Error, Result};
 use super::volume::{PRE, ToForce, Volume};
 use crate::change::StagingName;
 use crate::checksum::{self, Digest};
+use crate::failpoint;
 use crate::sys::file;
 
 /// Mode of a staging file while it is nobody's blob.
@@ -87,13 +88,16 @@ impl StagingDir {
 
     /// Makes an empty staging file that did not exist.
     pub fn create(&self, name: StagingName) -> Result<StagingWriter> {
-        Ok(StagingWriter { file: self.volume.create_file(&staging_path(name), OWN_MODE)? })
+        let path = staging_path(name);
+        failpoint::call("staging.create").doing("create", self.volume.at(&path))?;
+        Ok(StagingWriter { file: self.volume.create_file(&path, OWN_MODE)? })
     }
 
     /// Makes a staging file of the first `limit` bytes of a blob, sharing blocks where possible; nothing on failure.
     pub fn create_from(&self, name: StagingName, blob: &BlobFile, limit: u64) -> Result<StagingWriter> {
         let writer = self.create(name)?;
-        match file::copy_start(blob, &writer, limit.min(blob.size())) {
+        let copied = failpoint::call("staging.copy");
+        match copied.and_then(|()| file::copy_start(blob, &writer, limit.min(blob.size()))) {
             Ok(()) => Ok(writer),
             Err(e) => {
                 self.discard(name)?;
@@ -259,6 +263,7 @@ impl StagingReader {
 
     /// SHA-1 and BLAKE3 of its bytes; `None` when `go_on` said false on the way.
     pub fn digest(&self, go_on: impl Fn() -> bool) -> io::Result<Option<Digest>> {
+        failpoint::call("staging.read")?;
         checksum::digest(&self.file, go_on)
     }
 }
@@ -283,7 +288,15 @@ impl StagingWriter {
 
     /// Writes all of `bytes` at `offset`.
     pub fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        self.file.write_all_at(bytes, offset)
+        // A crash leaves any part of a write that was not answered, as on a local disk.
+        let (now, rest) = bytes.split_at(failpoint::write("staging.write", bytes.len())?);
+        self.file.write_all_at(now, offset)?;
+        if !rest.is_empty() {
+            failpoint::call("staging.write.rest")?;
+            self.file.write_all_at(rest, offset + now.len() as u64)?;
+        }
+        failpoint::hit("staging.written");
+        Ok(())
     }
 
     /// Cuts or lengthens it.

@@ -20,6 +20,7 @@ use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 use super::error::{Doing, Error, Result};
 use super::provider::Space;
 use crate::checksum::{hex, unhex};
+use crate::failpoint;
 use crate::sys::file::{self, FileSystemType};
 
 /// Where staging files are, below the directory.
@@ -302,13 +303,14 @@ impl Volume {
         if files.len() + folders.len() >= TOGETHER_FROM && self.syncs_as_a_whole() {
             self.write_back(files)?;
             // The error may be of a stranger's file: then one by one finds whether it is one of ours.
-            if nix::unistd::syncfs(&self.root).is_ok() {
+            if failpoint::call("disk.sync").is_ok() && nix::unistd::syncfs(&self.root).is_ok() {
                 return Ok(());
             }
         }
         for (i, file) in files.iter().enumerate() {
             let open = self.open_to_force(&file.path)?;
-            let forced = if file.whole { open.sync_all() } else { open.sync_data() };
+            let forced = failpoint::call("staging.force");
+            let forced = forced.and_then(|()| if file.whole { open.sync_all() } else { open.sync_data() });
             forced.doing("force", self.at(&file.path)).map_err(|error| NotForced { file: Some(i), error })?;
         }
         for folder in folders {
@@ -345,7 +347,8 @@ impl Volume {
 
     /// Makes the names in a folder durable.
     pub(super) fn force_folder(&self, folder: &str) -> Result<()> {
-        self.open_at(folder, OFlag::O_RDONLY | OFlag::O_DIRECTORY, 0)
+        failpoint::call("folder.force")
+            .and_then(|()| self.open_at(folder, OFlag::O_RDONLY | OFlag::O_DIRECTORY, 0))
             .and_then(|dir| dir.sync_all())
             .doing("force", self.at(folder))
     }

@@ -15,6 +15,7 @@ use super::numbers::Numbers;
 use super::sql::check as find;
 use super::{BlobRow, Checksum, Counts, Index, Ino, Inode, Kind, sql};
 use crate::change::{LOST_FOUND, RESERVED, ROOT};
+use crate::failpoint;
 
 /// More rounds than one repair can uncover of another.
 const ROUNDS_MAX: usize = 8;
@@ -194,8 +195,11 @@ pub(super) fn run(index: &Index, repair: bool) -> Result<Vec<Finding>> {
     let mut numbers = index.numbers.lock();
     let (left, mark) = index.writer.lock().directly(|c| {
         let mark = mend_all(c)?;
+        // A crash here leaves everything as it was, one after the commit everything mended.
+        failpoint::hit("repair.mended");
         Ok((problems(c)?, mark))
     })?;
+    failpoint::hit("repair.committed");
     index.force_log()?;
     *numbers = Numbers::from_mark(mark);
     drop(numbers);

@@ -14,6 +14,7 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::error::{Error, Result};
 use super::{schema, sql};
+use crate::failpoint;
 
 /// Page cache of the writer: the inner pages of every tree of a large index, and the leaves in use.
 const WRITER_CACHE_KIB: u32 = 16 * 1024;
@@ -83,14 +84,21 @@ pub(super) fn open_new(path: &Path) -> Result<Connection> {
 
 fn open(path: &Path, flags: OpenFlags, cache_kib: u32) -> Result<Connection> {
     let doing = "open the index";
-    let c = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)
-        .map_err(|e| Error::at(path, doing, e))?;
+    let c = connect(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX).map_err(|e| Error::at(path, doing, e))?;
     c.busy_timeout(BUSY_WAIT).map_err(|e| Error::of(&c, doing, e))?;
     c.set_prepared_statement_cache_capacity(128);
     // Plans do not depend on values. Without this, a cached statement is parsed again for each new value: 20 us.
     c.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map_err(|e| Error::of(&c, doing, e))?;
     sql::tune(&c, cache_kib)?;
     Ok(c)
+}
+
+fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
+    #[cfg(debug_assertions)]
+    if failpoint::steered() && crate::sys::sqlite_vfs::register() {
+        return Connection::open_with_flags_and_vfs(path, flags, crate::sys::sqlite_vfs::NAME);
+    }
+    Connection::open_with_flags(path, flags)
 }
 
 /// The connection that commits, on an index that was accepted.
@@ -172,6 +180,8 @@ pub(super) fn copy(from: &Connection, to: &Path) -> Result<()> {
     }
     let copied = copy_pages(from, &part).and_then(|()| {
         File::open(&part).and_then(|f| f.sync_all()).map_err(|e| Error::io(&part, doing, e))?;
+        // A crash here leaves no copy under its name, or the earlier one.
+        failpoint::hit("backup.copied");
         fs::rename(&part, to).map_err(|e| Error::io(to, doing, e))?;
         force_directory(to)
     });

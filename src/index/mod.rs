@@ -50,12 +50,20 @@ use crate::change::{
     BlobRow, Change, Cookie, Entry, FIRST_INO, Ino, Inode, Kind, Nanos, RESERVED, ROOT, StagedRow,
 };
 use crate::checksum::{Checksum, Hasher, hex, unhex};
+use crate::failpoint;
 
 /// The most names of a file, and subdirectories of a directory: what a signed 32-bit `st_nlink` of an old program holds.
 pub const LINK_MAX: u32 = i32::MAX as u32;
 
-/// `Index::sync` copies the write-ahead log back into the file when it has grown by this many pages (8 MiB).
-const LOG_PAGES: i64 = 4096;
+/// `Index::tidy` copies the write-ahead log back into the file when it has grown by this many pages (8 MiB); fewer where a
+/// test wants to see that happen.
+fn log_pages() -> i64 {
+    #[cfg(debug_assertions)]
+    if failpoint::steered() {
+        return 32;
+    }
+    4096
+}
 
 /// Number of a commit, in the order in which they were made; the first of a depot is 1.
 pub type Seq = u64;
@@ -203,6 +211,8 @@ impl Index {
         }
         let mark = numbers.next_mark();
         self.log_entry(&mut self.writer.lock(), EntryRef::Numbers(mark))?;
+        // A crash here leaves the mark ahead of numbers that nobody got.
+        failpoint::hit("index.numbers");
         self.sync()?;
         Ok(numbers.raise(mark))
     }
@@ -462,7 +472,10 @@ impl Index {
         if self.fail_force.swap(false, Ordering::Relaxed) {
             return Err(io::Error::other("injected"));
         }
-        file.sync_data()
+        failpoint::call("index.force")?;
+        file.sync_data()?;
+        failpoint::hit("index.forced");
+        Ok(())
     }
 
     /// Gets everything to the disk by another way than the logs.
@@ -495,11 +508,15 @@ impl Index {
                 return Ok(());
             }
             self.force_log().inspect_err(|_| forcing.failed = true)?;
+            // A crash before the file is used again finds commits in it that the database has too.
+            failpoint::hit("index.freed");
             self.writer.lock().redo().free_kept();
         }
         let log = sql::log(&copier)?;
-        if log.pages - log.copied >= LOG_PAGES {
+        if log.pages - log.copied >= log_pages() {
             sql::checkpoint_some(&copier)?;
+            // The commits are in the database file now, and in the log still.
+            failpoint::hit("index.copied");
         }
         Ok(())
     }

@@ -22,12 +22,19 @@ use super::Seq;
 use super::connection::Files;
 use super::error::{Error, Result};
 use crate::change::Change;
+use crate::failpoint;
 
 /// What each file is filled with zeros up to when it is made.
 const FILE_BYTES: u64 = 2 << 20;
 
-/// A file with so much in it is exchanged for the other at the next flush.
-const FULL_BYTES: u64 = 3 << 19;
+/// A file with so much in it is exchanged for the other at the next flush; less where a test wants to see that happen.
+fn full_bytes() -> u64 {
+    #[cfg(debug_assertions)]
+    if failpoint::steered() {
+        return 32 << 10;
+    }
+    3 << 19
+}
 
 /// First bytes of each file; the last is the version of the format, which the shape of [`Change`] is part of.
 const MAGIC: [u8; 8] = *b"DPTREDO\x01";
@@ -121,7 +128,7 @@ impl Redo {
         let mut record = postcard::to_extend(&entry, buffer)
             .map_err(|e| Error::io(&part.path, doing, io::Error::other(e)))?;
         seal(&mut record, self.session, seq);
-        let written = part.file.write_all_at(&record, part.end);
+        let written = write(&part.file, &record, part.end);
         self.buffer = record;
         match written {
             Ok(()) => {
@@ -139,7 +146,7 @@ impl Redo {
 
     /// Whether a flush would go over to the other file.
     pub fn is_full(&self) -> bool {
-        !self.kept && self.parts[self.current].end >= FULL_BYTES
+        !self.kept && self.parts[self.current].end >= full_bytes()
     }
 
     /// Whether the current file has grown far beyond its size because the other one is not free.
@@ -263,6 +270,17 @@ impl Part {
         }
         Ok(records)
     }
+}
+
+/// Writes a record. A crash in the middle leaves one whose checksum is wrong, which ends the log.
+fn write(file: &File, record: &[u8], at: u64) -> io::Result<()> {
+    let (now, rest) = record.split_at(failpoint::write("redo.write", record.len())?);
+    file.write_all_at(now, at)?;
+    if !rest.is_empty() {
+        failpoint::call("redo.write.rest")?;
+        file.write_all_at(rest, at + now.len() as u64)?;
+    }
+    Ok(())
 }
 
 /// Header and zeros, forced.

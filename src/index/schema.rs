@@ -11,6 +11,7 @@ use rusqlite::Connection;
 use super::connection::{self, Files};
 use super::error::{Error, Result};
 use super::sql;
+use crate::failpoint;
 
 /// `application_id` of an index ("dpfs"), so that a foreign SQLite file is told apart by its header.
 pub(super) const APPLICATION_ID: i64 = 0x6470_6673;
@@ -159,13 +160,17 @@ pub(super) fn upgrade(c: &Connection, files: &Files, steps: &[Step], found: i64,
         return Err(Error::corrupt(&files.db, format!("no way from schema version {found} to {known}")));
     }
     connection::copy(c, &files.kept(found))?;
+    // A crash before COMMIT has returned leaves the old version whole, one after it the new one.
+    failpoint::hit("upgrade.kept");
     sql::durable_commits(c)?;
     sql::begin_write(c)?;
-    let done = run(c, &chain, known).and_then(|()| sql::commit(c));
+    let stepped = run(c, &chain, known).inspect(|()| failpoint::hit("upgrade.stepped"));
+    let done = stepped.and_then(|()| sql::commit(c));
     if done.is_err() && !c.is_autocommit() {
         sql::rollback(c)?;
     }
     done?;
+    failpoint::hit("upgrade.committed");
     // The header in the file itself tells an older program to keep off.
     sql::checkpoint_all(c)?;
     sql::normal_commits(c)

@@ -16,6 +16,7 @@ use super::connection::{self, Files};
 use super::error::{Error, Result};
 use super::redo::{EntryRef, Redo};
 use super::{Seq, sql};
+use crate::failpoint;
 
 /// So many commits in one transaction at most, which bounds what is to be applied again.
 const PENDING_MAX: u64 = 4096;
@@ -110,14 +111,17 @@ impl Writer {
     /// changed.
     pub fn commit(&mut self, entry: EntryRef<'_>) -> Result<Effects> {
         self.ready()?;
+        // A crash before the entry is logged leaves none of its changes, one after that all of them.
+        failpoint::hit("index.begin");
         if self.is_autocommit() {
             sql::begin_write(self)?;
         }
         sql::savepoint(self)?;
-        let applied = apply_entry(self, entry);
+        let applied = apply_entry(self, entry).inspect(|_| failpoint::hit("index.applied"));
         match applied.and_then(|effects| self.redo.append(self.last + 1, entry).map(|()| effects)) {
             Ok(effects) => {
                 self.last += 1;
+                failpoint::hit("index.committed");
                 // It is logged, so it holds; if SQLite lost its transaction, it is applied again before the next use.
                 self.behind = sql::keep(self).is_err();
                 Ok(effects)
@@ -146,6 +150,8 @@ impl Writer {
         if self.is_autocommit() {
             return Ok(());
         }
+        // A crash anywhere in here leaves the commits in the redo log, and perhaps in the database too.
+        failpoint::hit("index.flush");
         let last = self.last.to_string();
         let ended = sql::set_meta(self, APPLIED, &last).and_then(|()| sql::commit(self));
         if let Err(error) = ended {
@@ -155,6 +161,7 @@ impl Writer {
         }
         self.flushed = self.last;
         self.redo.flushed();
+        failpoint::hit("index.flushed");
         Ok(())
     }
 

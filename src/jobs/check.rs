@@ -11,6 +11,7 @@ use std::ops::ControlFlow;
 use crate::change::{Change, Inode, Kind, LOST_FOUND, StagedRow, StagingName};
 use crate::checksum::{Checksum, Digest};
 use crate::clock;
+use crate::failpoint;
 use crate::filestore::{self, Filestore, Listed};
 use crate::index::{self, Index};
 
@@ -127,7 +128,10 @@ fn check_staging(index: &Index, store: &Filestore, repair: bool, report: &mut Re
         }
         // Nothing that was answered is in it: a row is committed before the first byte can be written.
         let repaired = match repair {
-            true => store.discard(name).map(|()| Some("removed".to_owned()))?,
+            true => store
+                .discard(name)
+                .inspect(|()| failpoint::hit("repair.discarded"))
+                .map(|()| Some("removed".to_owned()))?,
             false => None,
         };
         report.findings.push(Finding { problem: Problem::StrayStaging(name), repaired });
@@ -139,6 +143,7 @@ fn check_staging(index: &Index, store: &Filestore, repair: bool, report: &mut Re
         let mut repaired = None;
         if repair && previous {
             index.commit(&[Change::Unstage { ino: row.ino }])?;
+            failpoint::hit("repair.unstaged");
             repaired = Some("the file is its previous version again".to_owned());
         }
         report.findings.push(Finding { problem: Problem::MissingStaging { name, path, previous }, repaired });
@@ -235,6 +240,8 @@ fn name_stray_blobs(index: &Index, store: &Filestore, report: &mut Report) -> Re
         let Problem::StrayBlob { sum, .. } = finding.problem else { continue };
         let Some(digest) = store.digest_blob(&sum)?.filter(|digest| digest.checksum == sum) else { continue };
         index.commit(&adoption(index, &digest)?)?;
+        // A crash in a repair is one before or after each thing it does: what is left is found again.
+        failpoint::hit("repair.adopted");
         finding.repaired = Some(format!("named lost+found/{sum}"));
     }
     index.sync()?;

@@ -8,3 +8,5 @@ pub mod fuse_mount;
 pub mod lease;
 pub mod mountinfo;
 pub mod process;
+#[cfg(debug_assertions)]
+pub mod sqlite_vfs;

@@ -1,6 +1,7 @@
 //! stat(2), chmod(2), chown(2), truncate(2), utimensat(2), statfs(2), and times of last read.
 
 use crate::change::{Change, Ino, Inode, Kind, Nanos, RESERVED, ROOT};
+use crate::failpoint;
 use crate::filestore::Space;
 use crate::vfs::acl;
 use crate::vfs::caller::{has_set_id_bits, without_set_id_bits};
@@ -219,6 +220,8 @@ impl Vfs {
             self.close_staged(node);
         }
         done?;
+        // A crash here leaves the new size, answered or not.
+        failpoint::hit("resize.done");
         if has_set_id_bits(inode) && !caller.keeps_set_id_bits() {
             self.drop_set_id_bits(inode)?;
         }

@@ -7,6 +7,7 @@
 //! disk can, else the bytes.
 
 use crate::change::{Change, Ino, Kind};
+use crate::failpoint;
 use crate::sys::content as sys;
 use crate::sys::file::{copy_range, copy_range_over};
 use crate::vfs::node::{CloneOf, Locked, Serving, State};
@@ -87,6 +88,8 @@ impl Vfs {
         let (ino, size) = (to.ino, clone.size);
         let content = Change::Content { ino, checksum, size, blake3: None, mtime: at, ctime: at };
         let seq = self.commit(&[content])?;
+        // A crash here leaves the copy whole.
+        failpoint::hit("copy.committed");
         self.end_staged(staged);
         node.staged = None;
         node.clone = None;
@@ -134,6 +137,8 @@ impl Vfs {
         if end > there {
             writer.set_len(end).map_err(what())?;
         }
+        // A crash here leaves the bytes copied, and one before it a part of them, as that of a write does.
+        failpoint::hit("copy.bytes");
         Ok(len)
     }
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::change::{Change, Ino, StagingName};
+use crate::failpoint;
 use crate::vfs::seal::SEAL_BATCH;
 use crate::vfs::{Error, Result, Vfs};
 
@@ -54,6 +55,8 @@ impl Vfs {
             }
         }
         self.sync_index()?;
+        // A crash in a round of forcing loses nothing: rows and names are the same before and after.
+        failpoint::hit("force.synced");
         self.index.tidy()?;
         self.release_retired();
         failure.map_or(Ok(()), Err)
@@ -65,6 +68,7 @@ impl Vfs {
         // A file may be sealed or gone since the list was made: then its name is, and one by one finds out which.
         let names: Vec<StagingName> = files.iter().map(|(_, name)| *name).collect();
         let all = self.store.force_staging(&names).is_ok();
+        failpoint::hit("force.forced");
         for (ino, name) in files {
             if !all {
                 match self.store.force_staging(&[*name]) {
@@ -101,6 +105,7 @@ impl Vfs {
             let mut row = staged.row.clone();
             row.forced = true;
             self.commit(&[Change::Stage(row)])?;
+            failpoint::hit("force.recorded");
             staged.row.forced = true;
         }
         Ok(())
@@ -114,8 +119,15 @@ impl Vfs {
             let later = retired.split_off(&(durable + 1));
             std::mem::replace(&mut *retired, later)
         };
-        for name in done.into_values().flatten() {
-            self.give_up_staging(name);
+        for (name, sealed) in done.into_values().flatten() {
+            // A crash before or after leaves a staging file that no row names, or none.
+            failpoint::hit("retire.durable");
+            if sealed {
+                self.give_up_staging(name)
+            } else {
+                self.let_go(name)
+            }
+            failpoint::hit("retire.unlinked");
         }
     }
 
@@ -153,6 +165,7 @@ impl Vfs {
         self.write_atimes()?;
         self.sync_index()?;
         self.release_retired();
+        self.settle_half_put()?;
         match failure {
             Some(error) => Err(error),
             None => Ok(self.backlog.files.load(Ordering::Relaxed)),

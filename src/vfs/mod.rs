@@ -151,8 +151,10 @@ pub struct Vfs {
     passthrough_off: Mutex<Option<String>>,
     passthrough: AtomicBool,
     backlog: Backlog,
-    /// Staging names that nothing needs once the commit with that number is durable.
-    retired: Mutex<BTreeMap<Seq, Vec<StagingName>>>,
+    /// Staging names that nothing needs once the commit with that number is durable, and whether it sealed them.
+    retired: Mutex<BTreeMap<Seq, Vec<(StagingName, bool)>>>,
+    /// Staging files that nothing needs and that are a blob's file too, perhaps of one that no commit ever named.
+    half_put: Mutex<Vec<StagingName>>,
     /// Orphans that can end.
     reapable: Mutex<Vec<Ino>>,
     /// Times of last read not yet written to the index.
@@ -200,6 +202,7 @@ impl Vfs {
             passthrough_off: Mutex::new(off),
             backlog: Backlog::default(),
             retired: Mutex::default(),
+            half_put: Mutex::default(),
             reapable: Mutex::default(),
             atimes: Mutex::default(),
             settings: RwLock::default(),
@@ -287,10 +290,16 @@ impl Vfs {
         Ok(self.settings_of(ino)?.durability.max(self.options.durability))
     }
 
-    /// Unlinks `name` once the commit `seq`, which stopped naming it, is durable.
+    /// Unlinks `name` once the commit `seq`, which stopped naming it, is durable. Its version was not sealed.
     fn retire(&self, seq: Seq, name: StagingName) {
         self.descriptors.forget_staging(name);
-        self.retired.lock().entry(seq).or_default().push(name);
+        self.retired.lock().entry(seq).or_default().push((name, false));
+    }
+
+    /// As `retire`, of a version whose seal is what `seq` committed: a blob that is the same file is known.
+    fn retire_sealed(&self, seq: Seq, name: StagingName) {
+        self.descriptors.forget_staging(name);
+        self.retired.lock().entry(seq).or_default().push((name, true));
     }
 }
 

@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use crate::change::{Change, Ino, Inode, Kind, ROOT, StagingName};
 use crate::checksum::Checksum;
+use crate::failpoint;
 use crate::filestore::{self, BlobFile};
 use crate::sys::content as sys;
 use crate::sys::lease::is_unused;
@@ -136,6 +137,8 @@ impl Vfs {
         sys::set_mtime(&writer, UNTOUCHED)
             .map_err(Error::io(format!("set the time of staging file {file}")))?;
         drop(writer);
+        // A crash here leaves a staging file without a row, which recovery discards, and no name.
+        failpoint::hit("create.staged");
         let row = self.staged_row(&inode, file);
         let cookie = self.index.next_number()?;
         let no_flush = !access.write || self.durability_of(parent)? == Durability::Fsync;
@@ -161,6 +164,8 @@ impl Vfs {
                 other => Err(other),
             };
         }
+        // A crash from here on leaves the name with no bytes, answered or not.
+        failpoint::hit("create.committed");
         node.staged = Some(Staged::new(row));
         let lazily = self.guess(&mut node, caller, access);
         let how =
@@ -231,7 +236,7 @@ impl Vfs {
             && node.staged.as_ref().is_none_or(|staged| staged.row.file != name)
         {
             // Sealed while it was open: its name was kept for a writer that might have come.
-            self.retire(self.index.last_seq(), name);
+            self.retire_sealed(self.index.last_seq(), name);
         }
     }
 
@@ -298,6 +303,8 @@ impl Vfs {
         }
         let name = self.next_staging()?;
         drop(self.store.stage(name)?);
+        // A crash here leaves the earlier bytes, and a staging file without a row.
+        failpoint::hit("empty.staged");
         let mut row = self.staged_row(inode, name);
         row.ctime = now();
         let seq = match self.commit(&[Change::Stage(row.clone())]) {
@@ -307,6 +314,8 @@ impl Vfs {
                 return Err(error);
             }
         };
+        // A crash here leaves the file empty; the first staging file has no row any more, and goes.
+        failpoint::hit("empty.committed");
         if let Some(mut old) = node.staged.take() {
             self.end_staged(&mut old);
             if old.row.failed.is_none() {

@@ -1,9 +1,10 @@
-//! Space comes back: blobs that no inode refers to leave the index, and then the filestore.
+//! Space comes back: blobs that no inode refers to leave the filestore, and then the index.
 
 use std::time::Duration;
 
 use crate::change::Change;
-use crate::vfs::{Error, Result, Vfs, now};
+use crate::failpoint;
+use crate::vfs::{Result, Vfs, now};
 
 /// A blob stays this long after its last reference went: a build often writes the same content again at once.
 const KEEP: Duration = Duration::from_secs(10);
@@ -27,37 +28,34 @@ impl Vfs {
                 return Ok((blobs, bytes));
             }
             dead.sort_unstable_by_key(|row| row.checksum);
-            // A put or an open of the same content waits for the latch; the commit fails if it was quicker.
+            // A put or a copy of the same content waits for the latch; one that was quicker has given its blob a reference.
             let latches: Vec<_> = dead.iter().map(|row| self.store.latch(&row.checksum)).collect();
             let mut gone = Vec::with_capacity(dead.len());
-            let forget = |row: &crate::change::BlobRow| Change::Forget { checksum: row.checksum };
-            match self.commit(&dead.iter().map(forget).collect::<Vec<_>>()) {
-                Ok(_) => gone.extend(0..dead.len()),
-                Err(Error::Index(crate::index::Error::Stale { .. })) => {
-                    for (i, row) in dead.iter().enumerate() {
-                        match self.commit(&[forget(row)]) {
-                            Ok(_) => gone.push(i),
-                            Err(Error::Index(crate::index::Error::Stale { .. })) => {}
-                            Err(error) => return Err(error),
-                        }
-                    }
+            for (row, latch) in dead.iter().zip(&latches) {
+                if self.index.blob(&row.checksum)?.is_some_and(|row| row.refs == 0) {
+                    gone.push((row, latch));
                 }
-                Err(error) => return Err(error),
             }
             if gone.is_empty() {
                 return Ok((blobs, bytes));
             }
-            // What the last durable index names is not unlinked.
-            self.index.sync()?;
-            for i in gone {
-                let row = &dead[i];
+            // Before it is unlinked, it is durable that no inode has it as its content.
+            self.sync_index()?;
+            // A crash from here on leaves rows without references whose blobs are gone, which the next round takes. The other
+            // order would leave blobs without rows, which nobody takes.
+            failpoint::hit("reclaim.synced");
+            for (row, latch) in &gone {
                 self.descriptors.forget_blob(&row.checksum);
                 self.disown(&row.checksum);
                 self.verified.lock().remove(&row.checksum);
-                self.store.remove_blob(&latches[i])?;
+                self.store.remove_blob(latch)?;
+                failpoint::hit("reclaim.unlinked");
                 blobs += 1;
                 bytes += row.size;
             }
+            let forget = gone.iter().map(|(row, _)| Change::Forget { checksum: row.checksum });
+            self.commit(&forget.collect::<Vec<_>>())?;
+            failpoint::hit("reclaim.committed");
         }
     }
 }

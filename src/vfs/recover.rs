@@ -7,6 +7,7 @@
 use std::collections::HashSet;
 
 use crate::change::{Change, Ino, StagedRow, StagingName};
+use crate::failpoint;
 use crate::sys::lease::read_lease;
 use crate::vfs::node::Staged;
 use crate::vfs::{Error, Result, Vfs, now};
@@ -46,21 +47,31 @@ impl Vfs {
             return Ok(done);
         }
         for ino in &orphans {
-            let file = self.index.staged_of(*ino)?.map(|row| row.file);
+            let row = self.index.staged_of(*ino)?;
+            // Bytes that could not be sealed are kept, as `reap` keeps them.
+            if let Some((file, why)) = row.as_ref().and_then(|row| Some((row.file, row.failed.as_ref()?)))
+                && self.store.stat_staging(file).is_ok()
+            {
+                self.set_aside(file, &format!("inode {ino}, removed since: {why}"))?;
+            }
             let seq = self.commit(&[Change::Reap { ino: *ino }])?;
-            if let Some(file) = file {
-                self.retire(seq, file);
+            // A crash in a recovery is one before it: the next does what is left.
+            failpoint::hit("recover.reaped");
+            if let Some(row) = row.filter(|row| row.failed.is_none()) {
+                self.retire(seq, row.file);
             }
             done.orphans += 1;
         }
         let named: HashSet<StagingName> = self.index.staged()?.iter().map(|row| row.file).collect();
         for name in self.store.staging_names()? {
             if !named.contains(&name) {
-                self.store.discard(name)?;
+                self.let_go(name);
+                failpoint::hit("recover.discarded");
                 done.strays += 1;
             }
         }
         self.index.sync()?;
+        failpoint::hit("recover.synced");
         self.release_retired();
         Ok(done)
     }
@@ -90,6 +101,7 @@ impl Vfs {
             let mut node = self.nodes.lock(row.ino);
             node.staged = Some(Staged::new(row));
             self.close_staged(&mut node);
+            failpoint::hit("recover.kept");
             done.kept += 1;
             return Ok(());
         }
@@ -102,6 +114,8 @@ impl Vfs {
         if there {
             self.set_aside(row.file, &format!("unsealed bytes of {path} that a crash may have torn"))?;
         }
+        // A crash here leaves a row whose staging file is not there: the next recovery goes on from here.
+        failpoint::hit("recover.aside");
         let mut changes = vec![Change::Unstage { ino: row.ino }];
         if inode.checksum.is_some() {
             self.report(format!(
@@ -114,6 +128,7 @@ impl Vfs {
             done.removed += 1;
         }
         self.commit(&changes)?;
+        failpoint::hit("recover.reverted");
         Ok(())
     }
 

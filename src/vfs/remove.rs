@@ -1,6 +1,7 @@
 //! unlink(2), rmdir(2), and the end of what nobody can reach any more.
 
 use crate::change::{Change, Ino, Kind, ROOT};
+use crate::failpoint;
 use crate::vfs::node::Locked;
 use crate::vfs::{Error, Result, Vfs, is_reserved, now};
 
@@ -34,6 +35,8 @@ impl Vfs {
         let mut node = self.nodes.lock(ino);
         let inode = self.inode(ino)?;
         self.commit(&[Change::Remove { parent, name: name.to_vec(), ino, at: now() }])?;
+        // A crash here leaves no name, and an orphan if it was the last one, which recovery ends.
+        failpoint::hit("remove.committed");
         if inode.kind == Kind::Directory || inode.nlink == 1 {
             self.orphaned(&mut node);
         }
@@ -77,6 +80,8 @@ impl Vfs {
             let Some(staged) = &node.staged else { continue };
             if let Some(why) = &staged.row.failed {
                 self.set_aside(staged.row.file, &format!("inode {}, removed since: {why}", node.ino()))?;
+                // A crash here leaves an orphan whose bytes are set aside.
+                failpoint::hit("reap.kept");
             }
         }
         Ok(())
@@ -121,6 +126,8 @@ impl Vfs {
                     return Err(error);
                 }
             };
+            // A crash here leaves nothing of the inode but its staging file, which no row names.
+            failpoint::hit("reap.committed");
             ended += nodes.len();
             for node in &mut nodes {
                 node.orphan = false;

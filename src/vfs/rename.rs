@@ -1,6 +1,7 @@
 //! rename(2): one commit, whatever moves.
 
 use crate::change::{Change, Ino, Inode, Kind, ROOT};
+use crate::failpoint;
 use crate::vfs::node::Locked;
 use crate::vfs::{Error, Result, Vfs, check_new_name, is_reserved, now};
 
@@ -93,6 +94,11 @@ impl Vfs {
             }])?;
             return Ok(());
         };
+        // What takes time is done before the locks, so that nobody who looks at the files waits for the disk.
+        self.force_ahead(moved.ino);
+        if flavour == Flavour::Exchange {
+            self.force_ahead(there.ino);
+        }
         let (mut moved_node, mut there_node) = self.nodes.lock_two_settled(moved.ino, there.ino);
         let there = &self.inode(there.ino)?;
         // Write-temporary-and-rename must not leave an empty file after a power cut: the bytes go to the disk first.
@@ -103,18 +109,35 @@ impl Vfs {
             let (ino, new_ino) = (moved.ino, there.ino);
             changes.push(Change::Exchange { parent, name, ino, new_parent, new_name, new_ino, at });
             self.commit(&changes)?;
+            // A crash here leaves both names exchanged.
+            failpoint::hit("exchange.committed");
             record_forced(&mut there_node, &changes);
         } else {
             let cookie = self.index.next_number()?;
             let (ino, replaced) = (moved.ino, Some(there.ino));
             changes.push(Change::Rename { parent, name, new_parent, new_name, cookie, ino, replaced, at });
             self.commit(&changes)?;
+            // A crash here leaves the new name with the moved file; the replaced one is an orphan, which recovery ends.
+            failpoint::hit("rename.committed");
             if there.kind == Kind::Directory || there.nlink == 1 {
                 self.orphaned(&mut there_node);
             }
         }
         record_forced(&mut moved_node, &changes);
         Ok(())
+    }
+
+    /// Gets the unsealed bytes of a file to the disk; the force under its lock then has little to do. Whether it worked is
+    /// for that one to find out.
+    fn force_ahead(&self, ino: Ino) {
+        let name = self.nodes.existing(ino).and_then(|node| {
+            let staged = node.staged.as_ref()?;
+            (!staged.row.forced && staged.row.failed.is_none() && node.clone.is_none())
+                .then_some(staged.row.file)
+        });
+        if let Some(name) = name {
+            let _ = self.store.force_staging(&[name]);
+        }
     }
 
     fn force_before_rename(&self, node: &mut Locked<'_>, changes: &mut Vec<Change>) -> Result<()> {
@@ -126,6 +149,8 @@ impl Vfs {
         }
         let mut row = staged.row.clone();
         self.store.force_staging(&[row.file])?;
+        // A crash here leaves both names as they were.
+        failpoint::hit("rename.forced");
         if !row.forced {
             row.forced = true;
             changes.push(Change::Stage(row));

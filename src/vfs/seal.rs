@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 
 use crate::change::{Change, Ino, Nanos, StagingName};
 use crate::checksum::{Checksum, Digest};
+use crate::failpoint;
 use crate::filestore::{self, Latch, Staged as ToPut};
 use crate::sys::lease::{Lease, is_unused, read_lease};
 use crate::vfs::node::{Locked, Serving, Source};
@@ -192,6 +193,8 @@ impl Vfs {
             self.postpone(ino);
             return Ok(None);
         }
+        // A crash before the put leaves the file Closed, to be sealed by the next mount.
+        failpoint::hit("seal.leased");
         if self.revert_unchanged(ino, file)? {
             return Ok(None);
         }
@@ -200,6 +203,7 @@ impl Vfs {
         let Some(digest) = reader.digest(|| !sealing.is_cancelled()).map_err(what())? else {
             return Ok(None);
         };
+        failpoint::hit("seal.hashed");
         let Some(node) = self.nodes.existing(ino) else { return Ok(None) };
         let Some(staged) = &node.staged else { return Ok(None) };
         if sealing.is_cancelled() || staged.row.file != file {
@@ -255,6 +259,8 @@ impl Vfs {
         }
         changes.push(Change::Unstage { ino });
         let seq = self.commit(&changes)?;
+        // A crash here leaves the blob as the content, and a staging file without a row.
+        failpoint::hit("seal.reverted");
         if let Some(mut staged) = node.staged.take() {
             self.end_staged(&mut staged);
         }
@@ -322,7 +328,10 @@ impl Vfs {
             .filter(|one| one.found.digest.size > 0)
             .map(|one| (one.found.digest.checksum, ToPut { name: one.file, size: one.found.digest.size }))
             .collect();
+        failpoint::hit("seal.marked");
         self.store.put(&to_put)?;
+        // A crash here leaves the file Closed, its staging file linked as a blob that the index does not know.
+        failpoint::hit("seal.put");
         let changes: Vec<Change> = accepted
             .iter()
             .map(|one| Change::Content {
@@ -335,6 +344,8 @@ impl Vfs {
             })
             .collect();
         let seq = self.commit(&changes)?;
+        // A crash here leaves the file Sealed, and a second name of the blob in `_pre/`, which goes.
+        failpoint::hit("seal.committed");
         for one in accepted {
             self.end_put(latches, one, seq);
         }
@@ -393,7 +404,7 @@ impl Vfs {
             self.own_if_blob(&mut node, latch, one);
         }
         if !served {
-            self.retire(seq, one.file);
+            self.retire_sealed(seq, one.file);
         }
         self.queue_digests(one.found.digest.checksum);
         self.damaged.lock().remove(&one.found.digest.checksum);
@@ -480,6 +491,8 @@ impl Vfs {
         if let Err(error) = self.commit(&[Change::Stage(row.clone())]) {
             tracing::error!("inode {ino}: cannot record that its bytes cannot be sealed ({why}): {error}");
         }
+        // A crash here leaves the bytes in their staging file, and the row says that they cannot be sealed.
+        failpoint::hit("seal.failed");
         staged.row = row;
         let mut name = None;
         if let Some(staged) = node.staged.as_mut() {

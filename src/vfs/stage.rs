@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::change::{Change, Inode, Kind, Nanos, StagedRow, StagingName};
 use crate::checksum::Checksum;
+use crate::failpoint;
 use crate::filestore::{self, StagingWriter};
 use crate::index::Seq;
 use crate::sys::content as sys;
@@ -136,6 +137,8 @@ impl Vfs {
                 name
             }
         };
+        // A crash here leaves the blob's bytes as they were, and a staging file without a row.
+        failpoint::hit("dirty.copied");
         let row = self.staged_row(inode, file);
         if let Serving::Passthrough(backing) = &mut node.serving {
             backing.source = Source::Staging(file);
@@ -147,6 +150,8 @@ impl Vfs {
             }
             return Err(error);
         }
+        // A crash here leaves a staged version that nobody has written; cut to `keep` bytes by a truncation that goes on.
+        failpoint::hit("dirty.committed");
         let mut staged = Staged::new(row);
         staged.fresh = keep < inode.size;
         node.staged = Some(staged);
@@ -186,6 +191,8 @@ impl Vfs {
     fn take_over(&self, sum: &Checksum, name: StagingName, file_ino: u64) -> Result<()> {
         let latch = self.store.latch(sum);
         self.store.detach(&latch, name)?;
+        // A crash here leaves the blob under its name with a file of its own. Nobody has written to the old one.
+        failpoint::hit("swap.detached");
         self.change_hands(sum);
         let writer = self.store.open_staging_writer(name)?;
         let found = writer.stat().map_err(Error::io(format!("stat staging file {name}")))?;
@@ -216,8 +223,15 @@ impl Vfs {
         let digest = reader.digest(|| true).map_err(Error::io(format!("read staging file {name}")))?;
         let digest = digest.ok_or(Error::Stale(inode.ino))?;
         let latch = self.store.latch(&digest.checksum);
+        if self.index.blob(&digest.checksum)?.is_none() {
+            // No commit has named the blob, so the put is taken back.
+            self.store.remove_blob(&latch)?;
+            return Ok(());
+        }
         if self.owners.lock().get(&digest.checksum).is_none_or(|owner| owner.ino == inode.ino) {
             self.store.detach(&latch, name)?;
+            // A crash here leaves the staged version in a file of one name, and a blob that the index may not know.
+            failpoint::hit("private.detached");
             self.change_hands(&digest.checksum);
             return Ok(());
         }
@@ -240,10 +254,14 @@ impl Vfs {
             .and_then(|()| sys::set_mtime(&new, stat.mtime))
             .map_err(what());
         drop(new);
+        // A crash here leaves the row with the old file: the copy is discarded.
+        failpoint::hit("restage.copied");
         let moved = StagedRow { file: name, ..row.clone() };
         let committed = copied
             .and_then(|()| if row.forced { Ok(self.store.force_staging(&[name])?) } else { Ok(()) })
             .and_then(|()| self.commit(&[Change::Stage(moved.clone())]));
+        // A crash here leaves the row with the copy: the old file is discarded, whoever still writes to it.
+        failpoint::hit("restage.committed");
         match committed {
             Ok(seq) => Ok((moved, seq)),
             Err(error) => {
@@ -251,6 +269,43 @@ impl Vfs {
                 Err(error)
             }
         }
+    }
+
+    /// Unlinks a staging file of a version that was not sealed. One that a put has linked as a blob already, before a crash,
+    /// is looked at in the background: no commit may know that blob.
+    pub(super) fn let_go(&self, name: StagingName) {
+        if self.store.stat_staging(name).is_ok_and(|stat| stat.links > 1) {
+            self.half_put.lock().push(name);
+        } else {
+            self.give_up_staging(name);
+        }
+    }
+
+    /// Unlinks what `let_go` kept, and the blobs that only a put without a commit has made. A job does this.
+    pub fn settle_half_put(&self) -> Result<()> {
+        loop {
+            let Some(name) = self.half_put.lock().last().copied() else { return Ok(()) };
+            self.take_back_put(name)?;
+            self.give_up_staging(name);
+            self.half_put.lock().retain(|other| *other != name);
+        }
+    }
+
+    fn take_back_put(&self, name: StagingName) -> Result<()> {
+        let reader = match self.store.open_staging(name) {
+            Err(error) if error.is_absent() => return Ok(()),
+            reader => reader?,
+        };
+        let what = || Error::io(format!("read staging file {name}"));
+        let file_ino = reader.stat().map_err(what())?.file_ino;
+        let Some(digest) = reader.digest(|| true).map_err(what())? else { return Ok(()) };
+        let latch = self.store.latch(&digest.checksum);
+        let known = self.index.blob(&digest.checksum)?.is_some();
+        let stored = self.store.stat_blob(&digest.checksum)? == Some(digest.size);
+        if !known && stored && self.store.open_blob(&digest.checksum, digest.size)?.file_ino() == file_ino {
+            self.store.remove_blob(&latch)?;
+        }
+        Ok(())
     }
 
     /// Unlinks a staging file that no committed row names.

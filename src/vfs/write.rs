@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use crate::change::{Change, Ino, Nanos, StagingName};
 use crate::checksum::{Checksum, Digest};
+use crate::failpoint;
+use crate::filestore;
 use crate::sys::content as sys;
 use crate::vfs::caller::has_set_id_bits;
 use crate::vfs::seal::collision;
@@ -53,28 +55,61 @@ impl Vfs {
     }
 
     /// Forces the bytes of a file and every name and attribute committed so far.
+    ///
+    /// The node is not locked while the disk works: whoever looks at the file, or lists its directory, does not wait.
     pub fn fsync(&self, ino: Ino) -> Result<()> {
-        if let Some(mut node) = self.nodes.existing(ino) {
-            node.settle();
-            self.materialise(&mut node)?;
-            let writers = node.writers;
-            if let Some(staged) = &mut node.staged {
-                let mut row = staged.row.clone();
-                if row.failed.is_none() {
-                    self.store.force_staging(&[row.file])?;
-                    staged.forced_at = Instant::now();
-                    if writers == 0 {
-                        staged.unforced_since = None;
-                    }
-                    if !row.forced {
-                        row.forced = true;
-                        self.commit(&[Change::Stage(row.clone())])?;
-                        staged.row = row;
-                    }
-                }
-            }
+        if let Some(name) = self.staged_to_force(ino)? {
+            let begun = Instant::now();
+            let forced = self.store.force_staging(&[name]);
+            // A crash from here to the end of the call loses nothing: the row names the same bytes all along.
+            failpoint::hit("fsync.forced");
+            self.record_fsync(ino, name, begun, forced)?;
         }
-        self.sync_index()
+        self.sync_index()?;
+        failpoint::hit("fsync.synced");
+        Ok(())
+    }
+
+    /// The staging file that fsync has to force.
+    fn staged_to_force(&self, ino: Ino) -> Result<Option<StagingName>> {
+        let Some(mut node) = self.nodes.existing(ino) else { return Ok(None) };
+        node.settle();
+        self.materialise(&mut node)?;
+        let staged = node.staged.as_ref().filter(|staged| staged.row.failed.is_none());
+        Ok(staged.map(|staged| staged.row.file))
+    }
+
+    /// Commits that a staging file was forced by a force that began at `begun`. One that was sealed meanwhile is durable by
+    /// its seal, once the index is forced, whatever has become of the staging file.
+    fn record_fsync(
+        &self,
+        ino: Ino,
+        name: StagingName,
+        begun: Instant,
+        forced: std::result::Result<(), filestore::Error>,
+    ) -> Result<()> {
+        let Some(mut node) = self.nodes.existing(ino) else { return Ok(forced?) };
+        node.settle();
+        let writers = node.writers;
+        let Some(staged) = node.staged.as_mut().filter(|staged| staged.row.file == name) else {
+            return match forced {
+                Err(error) if !error.is_absent() => Err(error.into()),
+                _ => Ok(()),
+            };
+        };
+        forced?;
+        staged.forced_at = Instant::now();
+        if writers == 0 && staged.closed.is_none_or(|closed| closed <= begun) {
+            staged.unforced_since = None;
+        }
+        if !staged.row.forced {
+            let mut row = staged.row.clone();
+            row.forced = true;
+            self.commit(&[Change::Stage(row.clone())])?;
+            failpoint::hit("fsync.recorded");
+            staged.row = row;
+        }
+        Ok(())
     }
 
     /// Makes everything committed so far durable, and lets go of what only undurable commits had stopped naming.
@@ -102,6 +137,8 @@ impl Vfs {
         }
         let Some((name, hashed)) = self.staged_for_close(ino)? else { return self.sync_index() };
         self.store.force_staging(&[name])?;
+        // A crash from here to the end of the call loses nothing: the row names the same bytes all along.
+        failpoint::hit("close.forced");
         let stat = self.store.stat_staging(name)?;
         // A descriptor that many processes inherit and close must not cost a hash each: again only when it has doubled, or
         // after a while.
@@ -121,7 +158,10 @@ impl Vfs {
             }
         }
         self.record_close(ino, name, checksum, (stat.size, stat.mtime, Instant::now()))?;
-        self.sync_index()
+        failpoint::hit("close.recorded");
+        self.sync_index()?;
+        failpoint::hit("close.synced");
+        Ok(())
     }
 
     /// The staging file of an inode, and what close hashed of it last; `None` when it has none.

@@ -23,6 +23,10 @@ mod crowds;
 mod data;
 mod directories;
 mod disk_errors;
+#[cfg(debug_assertions)]
+mod failpoints;
+#[cfg(debug_assertions)]
+mod faults;
 mod lifecycle;
 mod locks;
 mod mappings;

@@ -32,7 +32,7 @@ fn code() -> Vec<(String, String)> {
     let is_test =
         |name: &str| name.ends_with("/tests.rs") || name.contains("/tests/") || name.ends_with("/laws.rs");
     let strip = |text: String| {
-        let text = text.split("\n#[cfg(test)]\nmod ").next().unwrap_or_default();
+        let text = text.split("\n#[cfg(test)]\nmod tests {").next().unwrap_or_default();
         let code = |line: &str| line.split("//").next().unwrap_or_default().to_owned();
         text.lines().map(code).collect::<Vec<_>>().join("\n")
     };
@@ -122,7 +122,7 @@ fn only_fuse_names_fuser() {
 #[test]
 fn only_the_index_speaks_sql() {
     only(
-        &["src/index/"],
+        &["src/index/", "src/sys/sqlite_vfs.rs"],
         &["rusqlite", "SELECT ", "INSERT INTO", "DELETE FROM", "PRAGMA", "CREATE TABLE", "ON CONFLICT"],
     );
 }
@@ -182,7 +182,7 @@ const ROOMS: [&[&str]; 7] = [
     &["vfs", "jobs"],
     &["journal"],
     &["index", "filestore"],
-    &["checksum", "change", "config", "worker", "clock", "metrics", "sys"],
+    &["checksum", "change", "config", "worker", "clock", "metrics", "failpoint", "sys"],
 ];
 
 /// Calls within a row: jobs work on the tree; leaves may use each other; main starts cli.
@@ -435,4 +435,28 @@ fn the_systemd_unit_is_valid() {
         "systemd-analyze verify",
         said.lines().filter(|l| l.contains("depotfs@")).map(str::to_owned).collect(),
     );
+}
+
+#[test]
+fn every_failpoint_stands_in_the_code_once() {
+    let names = depotfs::failpoint::NAMES;
+    let calls = ["failpoint::hit(", "failpoint::call(", "failpoint::write("];
+    let mut found: Vec<String> = Vec::new();
+    for (_, text) in code().iter().filter(|(name, _)| name != "src/failpoint.rs") {
+        let quoted = text.split('"').skip(1).step_by(2).filter(|word| names.contains(word));
+        found.extend(quoted.map(str::to_owned));
+        for call in calls {
+            let after = text.split(call).skip(1).filter_map(|rest| rest.strip_prefix('"')?.split('"').next());
+            found.extend(
+                after.filter(|name| !names.contains(name)).map(|name| format!("{name} is not in the table")),
+            );
+        }
+    }
+    found.sort();
+    let mut wanted: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    wanted.sort();
+    let odd = |a: &[String], b: &[String]| a.iter().filter(|n| !b.contains(n)).cloned().collect::<Vec<_>>();
+    none("failpoints in the code that the table lacks", odd(&found, &wanted));
+    none("failpoints of the table that the code lacks", odd(&wanted, &found));
+    assert_eq!(found, wanted, "each stands in the code once, and in the table once");
 }

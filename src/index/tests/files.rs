@@ -292,7 +292,7 @@ fn the_log_stays_bounded() {
     assert!(largest < bound, "{largest}");
     d.index.tidy().unwrap();
     let log = sql::log(&d.index.copier.lock()).unwrap();
-    assert!(log.pages - log.copied < LOG_PAGES);
+    assert!(log.pages - log.copied < log_pages());
     assert_eq!(
         d.index.file_bytes().unwrap(),
         [&d.index.files.db, &d.index.files.wal].map(|f| fs::metadata(f).unwrap().len()).iter().sum::<u64>()

@@ -9,6 +9,8 @@ mod reading;
 mod redo;
 mod refused;
 mod size;
+#[cfg(debug_assertions)]
+mod upgrades;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

@@ -1,12 +1,20 @@
 //! What every family of tests stands on: modes, trees to work in, depots, commands, waiting.
 
 mod depot;
+#[cfg(debug_assertions)]
+mod driver;
 mod run;
 mod shell;
+#[cfg(debug_assertions)]
+mod steering;
 
 pub use depot::{Depot, EMPTY, sha1};
+#[cfg(debug_assertions)]
+pub use driver::{Died, Driver};
 pub use run::{Mode, Tree, as_user, guarded, on_depot, run, scratch_for};
 pub use shell::{Fails, Ran, command, eventually, run_command, scratch, sh, sh_fails, tool};
+#[cfg(debug_assertions)]
+pub use steering::Steered;
 
 /// Makes a #[test] of each named `fn(&Tree)` for each mode.
 ///
