@@ -187,7 +187,15 @@ impl Vfs {
         let latch = self.store.latch(sum);
         self.store.detach(&latch, name)?;
         self.change_hands(sum);
-        let writer = self.store.open_staging_writer(name)?;
+        let writer = match self.store.open_staging_writer(name) {
+            // The seal's own name for it is there until its commit is durable.
+            Err(filestore::Error::Linked { .. }) => {
+                self.sync_index()?;
+                self.release_retired();
+                self.store.open_staging_writer(name)?
+            }
+            writer => writer?,
+        };
         let found = writer.stat().map_err(Error::io(format!("stat staging file {name}")))?;
         if found.file_ino != file_ino {
             // Somebody put another file under the blob's name while the first was open: the kernel's is out of reach.
