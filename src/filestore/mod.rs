@@ -202,6 +202,24 @@ impl Filestore {
         self.provider.remove(latch.checksum())
     }
 
+    /// Makes durable that these blobs were removed; many at once cost one flush.
+    pub fn force_removed(&self, latches: &[Latch<'_>]) -> Result<()> {
+        let sums: Vec<Checksum> = latches.iter().map(|latch| *latch.checksum()).collect();
+        self.provider.force_removed(&sums)
+    }
+
+    /// Takes the blob's name off a staging file whose put was never committed; whether it had it.
+    pub fn take_back(&self, latch: &Latch<'_>, name: StagingName) -> Result<bool> {
+        let sum = latch.checksum();
+        let file_ino = self.stat_staging(name)?.file_ino;
+        if self.open_any(sum)?.is_none_or(|blob| blob.file_ino() != file_ino) {
+            return Ok(false);
+        }
+        self.provider.remove(sum)?;
+        self.provider.staging(name)?.make_own(name)?;
+        Ok(true)
+    }
+
     /// Shows every blob after `after` in order, and what else lies among them. A listing cut short by anything but the
     /// visitor is an error.
     pub fn list(&self, after: Option<&Checksum>, visit: &mut Visit<'_>) -> Result<()> {

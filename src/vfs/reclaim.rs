@@ -1,9 +1,9 @@
-//! Space comes back: blobs that no inode refers to leave the index, and then the filestore.
+//! Space comes back: blobs that no inode refers to leave the filestore, and then the index.
 
 use std::time::Duration;
 
-use crate::change::Change;
-use crate::vfs::{Error, Result, Vfs, now};
+use crate::change::{BlobRow, Change};
+use crate::vfs::{Result, Vfs, now};
 
 /// A blob stays this long after its last reference went: a build often writes the same content again at once.
 const KEEP: Duration = Duration::from_secs(10);
@@ -27,37 +27,40 @@ impl Vfs {
                 return Ok((blobs, bytes));
             }
             dead.sort_unstable_by_key(|row| row.checksum);
-            // A put or an open of the same content waits for the latch; the commit fails if it was quicker.
-            let latches: Vec<_> = dead.iter().map(|row| self.store.latch(&row.checksum)).collect();
-            let mut gone = Vec::with_capacity(dead.len());
-            let forget = |row: &crate::change::BlobRow| Change::Forget { checksum: row.checksum };
-            match self.commit(&dead.iter().map(forget).collect::<Vec<_>>()) {
-                Ok(_) => gone.extend(0..dead.len()),
-                Err(Error::Index(crate::index::Error::Stale { .. })) => {
-                    for (i, row) in dead.iter().enumerate() {
-                        match self.commit(&[forget(row)]) {
-                            Ok(_) => gone.push(i),
-                            Err(Error::Index(crate::index::Error::Stale { .. })) => {}
-                            Err(error) => return Err(error),
-                        }
-                    }
-                }
-                Err(error) => return Err(error),
+            // A put or a copy of the same content waits for the latch; if it was quicker, the blob is not dead any more.
+            let mut latches: Vec<_> = dead.iter().map(|row| self.store.latch(&row.checksum)).collect();
+            let mut still_dead = Vec::with_capacity(dead.len());
+            for row in &dead {
+                still_dead.push(self.index.blob(&row.checksum)?.is_some_and(|row| row.refs == 0));
             }
-            if gone.is_empty() {
+            retain(&mut latches, &still_dead);
+            retain(&mut dead, &still_dead);
+            if dead.is_empty() {
                 return Ok((blobs, bytes));
             }
-            // What the last durable index names is not unlinked.
+            // What the last durable index refers to is not unlinked.
             self.index.sync()?;
-            for i in gone {
-                let row = &dead[i];
+            for (row, latch) in dead.iter().zip(&latches) {
                 self.descriptors.forget_blob(&row.checksum);
                 self.disown(&row.checksum);
                 self.verified.lock().remove(&row.checksum);
-                self.store.remove_blob(&latches[i])?;
+                self.store.remove_blob(latch)?;
                 blobs += 1;
                 bytes += row.size;
             }
+            // The rows go last: after a crash a row without a file is found again, a file without a row is not.
+            self.store.force_removed(&latches)?;
+            self.commit(&dead.iter().map(forget).collect::<Vec<_>>())?;
         }
     }
+}
+
+fn forget(row: &BlobRow) -> Change {
+    Change::Forget { checksum: row.checksum }
+}
+
+/// Keeps the elements whose flag is set.
+fn retain<T>(all: &mut Vec<T>, flags: &[bool]) {
+    let mut flags = flags.iter();
+    all.retain(|_| flags.next() == Some(&true));
 }

@@ -30,6 +30,9 @@ impl Vfs {
     /// Brings index and staging files together.
     pub fn recover(&self) -> Result<Recovered> {
         let mut done = Recovered::default();
+        if !self.options.read_only {
+            self.take_back_puts()?;
+        }
         let orphans: HashSet<_> = self.index.orphans()?.into_iter().collect();
         let rows = self.index.staged()?;
         for row in rows {
@@ -63,6 +66,30 @@ impl Vfs {
         self.index.sync()?;
         self.release_retired();
         Ok(done)
+    }
+
+    /// A crash between a put and its commit leaves a blob that the index does not know. If its file is not sealed again,
+    /// nobody would ever find the blob; so its name goes, and the staging file is a staging file only.
+    fn take_back_puts(&self) -> Result<()> {
+        for name in self.store.staging_names()? {
+            if self.store.stat_staging(name)?.links == 1 {
+                continue;
+            }
+            let digest = self.store.open_staging(name)?.digest(|| true);
+            let digest = match digest.map_err(Error::io(format!("read staging file {name}"))) {
+                Ok(Some(digest)) => digest,
+                Ok(None) => continue,
+                Err(error) => {
+                    tracing::warn!("whether it is an unknown blob, too, was not found out: {error}");
+                    continue;
+                }
+            };
+            let latch = self.store.latch(&digest.checksum);
+            if self.index.blob(&digest.checksum)?.is_none() {
+                self.store.take_back(&latch, name)?;
+            }
+        }
+        Ok(())
     }
 
     /// A read-only mount changes nothing, but shows the newest version where it stands.
