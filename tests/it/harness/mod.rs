@@ -4,8 +4,8 @@ mod depot;
 mod run;
 mod shell;
 
-pub use depot::{Depot, EMPTY, sha1};
-pub use run::{Mode, Tree, as_user, guarded, on_depot, run, scratch_for};
+pub use depot::{Depot, EMPTY, is_mountpoint, sha1};
+pub use run::{Mode, Tree, as_user, guarded, guarded_for, on_depot, run, scratch_for};
 pub use shell::{Fails, Ran, command, eventually, run_command, scratch, sh, sh_fails, tool};
 
 /// Makes a #[test] of each named `fn(&Tree)` for each mode.
