@@ -20,7 +20,7 @@ TEST_PACKAGES := acl attr btrfs-progs e2fsprogs fio git libacl1-dev make pkg-con
 # Test programs from the registry, as name:version.
 TEST_PROGRAMS := pjdfstest:0.2.2 fsx:0.3.2
 
-.PHONY: help run stop build test bench install uninstall setup run-packages test-packages test-programs test-user
+.PHONY: help run stop build test test-slow bench install uninstall setup run-packages test-packages test-programs test-user
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -42,6 +42,9 @@ test: setup ## set up, then everything: format, lints, unit, integration, tidy a
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets --locked -- -D warnings
 	PATH="$(TOOLS)/bin:$$PATH" $(CARGO) test --locked
+
+test-slow: setup ## the tests that take hours, thousands of power cuts among them
+	PATH="$(TOOLS)/bin:$$PATH" $(CARGO) test --release --locked --test it -- --ignored --nocapture
 
 bench: ## measure; see docs/benchmarks.md
 	PATH="$(TOOLS)/bin:$$PATH" $(CARGO) bench --locked

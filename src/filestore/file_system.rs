@@ -342,6 +342,12 @@ impl Provider for FileSystem {
         self.volume.remove(&blob_path(sum))
     }
 
+    fn force_removed(&self, sums: &[Checksum]) -> Result<()> {
+        let folders: BTreeSet<String> = sums.iter().map(|sum| folder(sum.0[0])).collect();
+        let folders: Vec<&str> = folders.iter().map(String::as_str).collect();
+        self.volume.force(&[], &folders).map_err(|failed| failed.error)
+    }
+
     fn list(&self, after: Option<&Checksum>, visit: &mut Visit<'_>) -> Result<()> {
         if after.is_none() && self.list_top(visit)?.is_break() {
             return Ok(());

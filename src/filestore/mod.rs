@@ -202,6 +202,12 @@ impl Filestore {
         self.provider.remove(latch.checksum())
     }
 
+    /// Makes durable that these blobs were removed; many at once cost one flush.
+    pub fn force_removed(&self, latches: &[Latch<'_>]) -> Result<()> {
+        let sums: Vec<Checksum> = latches.iter().map(|latch| *latch.checksum()).collect();
+        self.provider.force_removed(&sums)
+    }
+
     /// Shows every blob after `after` in order, and what else lies among them. A listing cut short by anything but the
     /// visitor is an error.
     pub fn list(&self, after: Option<&Checksum>, visit: &mut Visit<'_>) -> Result<()> {

@@ -50,6 +50,9 @@ pub trait Provider: fmt::Debug + Send + Sync + 'static {
     /// Removes a blob; whether it was here. Open descriptors of it go on.
     fn remove(&self, sum: &Checksum) -> Result<bool>;
 
+    /// Makes durable that these blobs were removed, with as few flushes as possible.
+    fn force_removed(&self, sums: &[Checksum]) -> Result<()>;
+
     /// Shows every blob after `after` in order, until all are shown or the visitor breaks.
     ///
     /// A listing that could not be finished is an error, never a short list.

@@ -82,7 +82,7 @@ impl Vfs {
         }
         // The latch keeps the blob from being reclaimed between the look and the commit.
         let _latch = self.store.latch(&checksum);
-        if self.index.blob(&checksum)?.is_none() {
+        if self.store.stat_blob(&checksum)? != Some(clone.size) {
             return Ok(None);
         }
         let (ino, size) = (to.ino, clone.size);

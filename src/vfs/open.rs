@@ -8,7 +8,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::change::{Change, Ino, Inode, Kind, ROOT, StagingName};
 use crate::checksum::Checksum;
@@ -28,6 +28,13 @@ pub type Register<'a> = &'a dyn Fn(BorrowedFd<'_>) -> io::Result<Token>;
 
 /// Clean files up to this size are read through the kernel's page cache: an open costs less, and most are read once.
 const PASSTHROUGH_BYTES_MIN: u64 = 32 * 1024;
+
+/// How long after its answer a close may still be on its way here, and how often that is looked at.
+const RELEASE_MAX: Duration = Duration::from_millis(50);
+const RELEASE_POLL: Duration = Duration::from_micros(200);
+
+/// How often a file is tried to be sealed before it is emptied.
+const SEAL_TRIES: u32 = 3;
 
 /// Blobs that cannot be served, remembered at most.
 const DAMAGED_MAX: usize = 10_000;
@@ -75,7 +82,7 @@ impl Vfs {
             }
             self.wait_for_backlog()?;
         }
-        let mut node = self.nodes.lock(ino);
+        let mut node = if access.truncate { self.lock_to_empty(ino)? } else { self.nodes.lock(ino) };
         if changes {
             node.settle();
         }
@@ -270,6 +277,34 @@ impl Vfs {
         let Some(staged) = &node.staged else { return Err(Error::Stale(inode.ino)) };
         let writer = self.store.open_staging_writer(staged.row.file)?;
         writer.set_len(0).map_err(Error::io(format!("empty staging file {}", staged.row.file)))
+    }
+
+    /// A file about to be emptied whose newest bytes were forced, and are in no blob, is sealed first: a power cut may find
+    /// the second staging file unforced, and then those bytes are the previous version.
+    fn lock_to_empty(&self, ino: Ino) -> Result<Locked<'_>> {
+        let (until, mut tries) = (Instant::now() + RELEASE_MAX, 0);
+        loop {
+            let mut node = self.nodes.lock(ino);
+            node.settle();
+            let forced = |staged: &Staged| staged.row.forced && staged.row.failed.is_none();
+            let open = !matches!(node.serving, Serving::Idle);
+            // What is open or mapped for long is going to be emptied in place.
+            let over = if open { Instant::now() >= until } else { tries == SEAL_TRIES };
+            if over || !node.staged.as_ref().is_some_and(forced) {
+                return Ok(node);
+            }
+            drop(node);
+            if open {
+                // The close before this open may still be on its way here.
+                std::thread::sleep(RELEASE_POLL);
+                continue;
+            }
+            tries += 1;
+            match self.seal_if_closed(ino) {
+                Ok(()) | Err(Error::Failed { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Whether a file that nobody has open is still mapped, so that it must be changed in place.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::change::Change;
+use crate::change::{BlobRow, Change};
 use crate::failpoint;
 use crate::vfs::{Result, Vfs, now};
 
@@ -28,15 +28,15 @@ impl Vfs {
                 return Ok((blobs, bytes));
             }
             dead.sort_unstable_by_key(|row| row.checksum);
-            // A put or a copy of the same content waits for the latch; one that was quicker has given its blob a reference.
-            let latches: Vec<_> = dead.iter().map(|row| self.store.latch(&row.checksum)).collect();
-            let mut gone = Vec::with_capacity(dead.len());
-            for (row, latch) in dead.iter().zip(&latches) {
-                if self.index.blob(&row.checksum)?.is_some_and(|row| row.refs == 0) {
-                    gone.push((row, latch));
-                }
+            // A put or a copy of the same content waits for the latch; if it was quicker, the blob is not dead any more.
+            let mut latches: Vec<_> = dead.iter().map(|row| self.store.latch(&row.checksum)).collect();
+            let mut still_dead = Vec::with_capacity(dead.len());
+            for row in &dead {
+                still_dead.push(self.index.blob(&row.checksum)?.is_some_and(|row| row.refs == 0));
             }
-            if gone.is_empty() {
+            retain(&mut latches, &still_dead);
+            retain(&mut dead, &still_dead);
+            if dead.is_empty() {
                 return Ok((blobs, bytes));
             }
             // Before it is unlinked, it is durable that no inode has it as its content.
@@ -44,7 +44,7 @@ impl Vfs {
             // A crash from here on leaves rows without references whose blobs are gone, which the next round takes. The other
             // order would leave blobs without rows, which nobody takes.
             failpoint::hit("reclaim.synced");
-            for (row, latch) in &gone {
+            for (row, latch) in dead.iter().zip(&latches) {
                 self.descriptors.forget_blob(&row.checksum);
                 self.disown(&row.checksum);
                 self.verified.lock().remove(&row.checksum);
@@ -53,9 +53,19 @@ impl Vfs {
                 blobs += 1;
                 bytes += row.size;
             }
-            let forget = gone.iter().map(|(row, _)| Change::Forget { checksum: row.checksum });
-            self.commit(&forget.collect::<Vec<_>>())?;
+            self.store.force_removed(&latches)?;
+            self.commit(&dead.iter().map(forget).collect::<Vec<_>>())?;
             failpoint::hit("reclaim.committed");
         }
     }
+}
+
+fn forget(row: &BlobRow) -> Change {
+    Change::Forget { checksum: row.checksum }
+}
+
+/// Keeps the elements whose flag is set.
+fn retain<T>(all: &mut Vec<T>, flags: &[bool]) {
+    let mut flags = flags.iter();
+    all.retain(|_| flags.next() == Some(&true));
 }

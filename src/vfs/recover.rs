@@ -112,6 +112,10 @@ impl Vfs {
         let inode = self.index.inode(row.ino)?.ok_or(Error::Stale(row.ino))?;
         // First the bytes are safe, then the row that names them goes.
         if there {
+            if self.store.stat_staging(row.file)?.links > 1 {
+                // Put before the crash, and no durable commit says so: nobody else would ever find that blob.
+                self.take_back_put(row.file)?;
+            }
             self.set_aside(row.file, &format!("unsealed bytes of {path} that a crash may have torn"))?;
         }
         // A crash here leaves a row whose staging file is not there: the next recovery goes on from here.

@@ -144,13 +144,17 @@ impl Vfs {
         self.materialise(node)?;
         let writers = node.writers;
         let Some(staged) = &mut node.staged else { return Ok(()) };
-        if staged.row.forced && writers == 0 || staged.row.failed.is_some() {
+        // What was forced once may have been written again since.
+        if staged.row.forced && staged.unforced_since.is_none() || staged.row.failed.is_some() {
             return Ok(());
         }
         let mut row = staged.row.clone();
         self.store.force_staging(&[row.file])?;
         // A crash here leaves both names as they were.
         failpoint::hit("rename.forced");
+        if writers == 0 {
+            staged.unforced_since = None;
+        }
         if !row.forced {
             row.forced = true;
             changes.push(Change::Stage(row));

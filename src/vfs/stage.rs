@@ -194,7 +194,15 @@ impl Vfs {
         // A crash here leaves the blob under its name with a file of its own. Nobody has written to the old one.
         failpoint::hit("swap.detached");
         self.change_hands(sum);
-        let writer = self.store.open_staging_writer(name)?;
+        let writer = match self.store.open_staging_writer(name) {
+            // The seal's own name for it is there until its commit is durable.
+            Err(filestore::Error::Linked { .. }) => {
+                self.sync_index()?;
+                self.release_retired();
+                self.store.open_staging_writer(name)?
+            }
+            writer => writer?,
+        };
         let found = writer.stat().map_err(Error::io(format!("stat staging file {name}")))?;
         if found.file_ino != file_ino {
             // Somebody put another file under the blob's name while the first was open: the kernel's is out of reach.
@@ -291,7 +299,8 @@ impl Vfs {
         }
     }
 
-    fn take_back_put(&self, name: StagingName) -> Result<()> {
+    /// Unlinks the blob that a staging file is too, if no commit knows it.
+    pub(super) fn take_back_put(&self, name: StagingName) -> Result<()> {
         let reader = match self.store.open_staging(name) {
             Err(error) if error.is_absent() => return Ok(()),
             reader => reader?,

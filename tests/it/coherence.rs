@@ -10,7 +10,7 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use nix::unistd::{ftruncate, truncate};
 
 use crate::data::{noise, rw};
-use crate::harness::{Tree, eventually};
+use crate::harness::{Tree, eventually, sha1};
 use crate::sys::{Aligned, Map, copy_range};
 
 modes!(all:
@@ -18,6 +18,8 @@ modes!(all:
     an_open_file_keeps_its_bytes, two_names_of_one_content_are_two_files, one_reader_through_many_versions,
     random_handles_agree, hard_links_are_one_file, a_reader_in_another_process,
 );
+
+modes!(mounted: a_writer_beside_a_reader_of_what_was_just_sealed);
 
 const PAGES: usize = 3 * 4096;
 const START: u8 = b'.';
@@ -470,4 +472,22 @@ fn a_reader_in_another_process(t: &Tree) {
     }
     drop(ask);
     eventually("the child to end", || child.try_wait().unwrap().is_some());
+}
+
+fn a_writer_beside_a_reader_of_what_was_just_sealed(t: &Tree) {
+    for i in 0..4 {
+        let mut model = noise(i, 100_000);
+        let path = t.file(format!("file{i}"), &model);
+        let sum = sha1(&model);
+        // Sealed by itself, so that nothing of it need be durable yet.
+        eventually("the seal", || t.depot().blob(&sum).exists());
+        let reader = File::open(&path).unwrap();
+        let writer = OpenOptions::new().write(true).open(&path).unwrap();
+        writer.write_all_at(b"new bytes", 5000).unwrap();
+        model[5000..5009].copy_from_slice(b"new bytes");
+        let mut seen = vec![0; model.len()];
+        reader.read_exact_at(&mut seen, 0).unwrap();
+        assert!(seen == model, "the reader sees what the writer wrote");
+        assert_eq!(sha1(&fs::read(t.depot().blob(&sum)).unwrap()), sum, "the blob keeps its bytes");
+    }
 }

@@ -1,6 +1,7 @@
 //! Content: one blob for each, whatever happens to names and handles; collisions, damage, healing, space.
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::os::fd::IntoRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
@@ -15,7 +16,7 @@ modes!(mounted:
     a_blob_is_named_by_its_bytes, one_content_is_stored_once, files_are_sealed_soon_after_close,
     a_removed_file_is_never_hashed, an_opened_blob_cannot_be_changed, a_missing_blob_concerns_one_file,
     a_blob_of_the_wrong_size_concerns_one_file, writing_the_content_again_heals, colliding_files_are_kept_apart,
-    appending_often_is_not_quadratic, one_changed_page_is_not_a_copy_each_time,
+    appending_often_is_not_quadratic, one_changed_page_is_not_a_copy_each_time, emptying_keeps_what_was_forced,
 );
 modes!(mounted_root:
     space_comes_back, altered_bytes_are_found_where_asked_for, close_tells_a_collision, inherited_descriptors_hash_nothing,
@@ -376,4 +377,19 @@ fn inherited_descriptors_hash_nothing(t: &Tree) {
     assert_eq!(t.depot().blobs(), Vec::<String>::new(), "a file with a writer is not sealed");
     drop(file);
     t.blobs_become(&[sha1(&noise(1, 8 << 20))]);
+}
+
+/// What fsync promised is not lost when the file is opened with O_TRUNC right after: it is a blob by then.
+fn emptying_keeps_what_was_forced(t: &Tree) {
+    for i in 0..30 {
+        let bytes = noise(i, 5000);
+        let path = t.path("file");
+        let mut file = File::create(&path).unwrap();
+        file.write_all(&bytes).unwrap();
+        file.sync_all().unwrap();
+        drop(file);
+        let emptied = File::create(&path).unwrap();
+        assert!(t.depot().blob(&sha1(&bytes)).exists(), "round {i}");
+        drop(emptied);
+    }
 }

@@ -31,6 +31,7 @@ mod lifecycle;
 mod locks;
 mod mappings;
 mod namespace;
+mod powercut;
 mod privileges;
 mod programs;
 mod races;

@@ -36,6 +36,8 @@ pub struct Depot {
     pub mode: Mode,
     pub dir: PathBuf,
     pub mountpoint: PathBuf,
+    /// Variables for the program.
+    pub environment: Vec<(String, String)>,
     program: PathBuf,
     scratch: Option<TempDir>,
 }
@@ -52,7 +54,13 @@ impl Depot {
     /// The same with the depot in a directory of the caller's.
     #[track_caller]
     pub fn new_in(dir: &Path) -> Depot {
-        let mut depot = Depot::uninitialised(Mode::Passthrough);
+        Depot::new_in_mode(Mode::Passthrough, dir)
+    }
+
+    /// The same in a mode of the caller's.
+    #[track_caller]
+    pub fn new_in_mode(mode: Mode, dir: &Path) -> Depot {
+        let mut depot = Depot::uninitialised(mode);
         depot.dir = dir.join("depot");
         depot.cli(&["init", depot.dir_str()]).ok();
         depot
@@ -72,7 +80,7 @@ impl Depot {
                 std::os::unix::fs::chown(dir, Some(NOBODY), Some(NOBODY)).unwrap();
             }
         }
-        Depot { mode, dir, mountpoint, program, scratch: Some(scratch) }
+        Depot { mode, dir, mountpoint, environment: Vec::new(), program, scratch: Some(scratch) }
     }
 
     /// The directory that holds depot and mountpoint; gone with the depot.
@@ -96,6 +104,7 @@ impl Depot {
     /// The program with these arguments, to be run by the depot's owner.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = command(&self.program, args);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         if self.mode.is_user() && geteuid().is_root() {
             command.uid(NOBODY).gid(NOBODY);
         }

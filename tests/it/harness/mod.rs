@@ -8,10 +8,10 @@ mod shell;
 #[cfg(debug_assertions)]
 mod steering;
 
-pub use depot::{Depot, EMPTY, sha1};
+pub use depot::{Depot, EMPTY, is_mountpoint, sha1};
 #[cfg(debug_assertions)]
 pub use driver::{Died, Driver};
-pub use run::{Mode, Tree, as_user, guarded, on_depot, run, scratch_for};
+pub use run::{Mode, Tree, as_user, guarded, guarded_for, on_depot, run, scratch_for};
 pub use shell::{Fails, Ran, command, eventually, run_command, scratch, sh, sh_fails, tool};
 #[cfg(debug_assertions)]
 pub use steering::Steered;

@@ -201,8 +201,26 @@ pub fn guarded(test: fn()) {
     within_limit(test, || {});
 }
 
-/// Runs `body` on a thread; when it does not come back, `hung` has to free it, and the test fails.
+/// Runs a part of a test that has to end within `limit`; when it does not, `hung` has to free it, and the test fails.
+pub fn guarded_for<T: Send + 'static>(
+    limit: Duration,
+    body: impl FnOnce() -> T + Send + 'static,
+    hung: impl FnOnce(),
+) -> T {
+    prepare();
+    within(limit, body, hung)
+}
+
 fn within_limit(body: impl FnOnce() + Send + 'static, hung: impl FnOnce()) {
+    within(LIMIT, body, hung);
+}
+
+/// Runs `body` on a thread; when it does not come back, `hung` has to free it, and the test fails.
+fn within<T: Send + 'static>(
+    limit: Duration,
+    body: impl FnOnce() -> T + Send + 'static,
+    hung: impl FnOnce(),
+) -> T {
     let (done, wait) = channel();
     let name = thread::current().name().unwrap_or("test").to_owned();
     let body = move || {
@@ -212,14 +230,12 @@ fn within_limit(body: impl FnOnce() + Send + 'static, hung: impl FnOnce()) {
         result
     };
     let thread = thread::Builder::new().name(name).spawn(body).unwrap();
-    if wait.recv_timeout(LIMIT) == Err(RecvTimeoutError::Timeout) {
+    if wait.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
         hung();
         let _ = wait.recv_timeout(Duration::from_secs(20));
-        panic!("the test did not end within {LIMIT:?}");
+        panic!("the test did not end within {limit:?}");
     }
-    if let Err(panic) = thread.join().unwrap() {
-        resume_unwind(panic);
-    }
+    thread.join().unwrap().unwrap_or_else(|panic| resume_unwind(panic))
 }
 
 fn prepare() {
