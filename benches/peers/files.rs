@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use anyhow::Result;
 
@@ -86,9 +87,9 @@ pub fn name(n: u64) -> String {
     format!("file-{n:015}")
 }
 
-/// Makes `count` files of `len` bytes, each with content of its own.
-pub fn make_files(dir: &Path, count: u64, len: usize) -> Result<Vec<PathBuf>> {
-    let mut bytes = Noise::new(count).bytes(len);
+/// Makes `count` files of `len` bytes, each with content of its own; 16 bytes or more to differ from other seeds.
+pub fn make_files(dir: &Path, count: u64, len: usize, seed: u64) -> Result<Vec<PathBuf>> {
+    let mut bytes = Noise::new(seed).bytes(len);
     let mut paths = Vec::new();
     for n in 0..count {
         let path = dir.join(name(n));
@@ -98,6 +99,11 @@ pub fn make_files(dir: &Path, count: u64, len: usize) -> Result<Vec<PathBuf>> {
         paths.push(path);
     }
     Ok(paths)
+}
+
+/// A number that no other run had: content made from it is no blob yet.
+pub fn unique() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |age| age.as_nanos() as u64)
 }
 
 /// A file of C: some functions that call each other, and every header.

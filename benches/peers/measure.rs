@@ -69,17 +69,22 @@ impl<'a> Measure<'a> {
         Ok(dir)
     }
 
-    /// How long it took, in seconds; what came before is at rest first.
+    /// How long it took, in seconds.
     pub fn take<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<f64> {
         self.run.go_on()?;
-        self.site.settle()?;
         let start = Instant::now();
         work()?;
         Ok(start.elapsed().as_secs_f64())
     }
 
-    /// Measures the time of `work` and keeps it.
+    /// Measures the time of work that writes, and keeps it; what was written before is at rest first.
     pub fn time<T>(&mut self, quantity: &'static str, work: impl FnOnce() -> Result<T>) -> Result<()> {
+        self.site.settle()?;
+        self.again(quantity, work)
+    }
+
+    /// Measures the time of work that comes right after something else, and keeps it.
+    pub fn again<T>(&mut self, quantity: &'static str, work: impl FnOnce() -> Result<T>) -> Result<()> {
         let seconds = self.take(work)?;
         self.seconds(quantity, seconds);
         Ok(())
@@ -87,10 +92,9 @@ impl<'a> Measure<'a> {
 
     /// Does the work three times and keeps the third time: by then everything is known that can be.
     pub fn warm<T>(&mut self, quantity: &'static str, mut work: impl FnMut() -> Result<T>) -> Result<()> {
-        self.site.settle()?;
         work()?;
         work()?;
-        self.time(quantity, work)
+        self.again(quantity, work)
     }
 
     /// Measures the time of `work` after a new mount with nothing cached.

@@ -100,7 +100,10 @@ pub fn list_page(directory: &File, offset: i64, buffer: &mut [u8]) -> io::Result
     }
     // SAFETY: the kernel writes at most `buffer.len()` bytes into the live buffer.
     let n = unsafe { libc::syscall(libc::SYS_getdents64, fd, buffer.as_mut_ptr(), buffer.len()) };
-    let filled = usize::try_from(n).map_err(|_| io::Error::last_os_error())?;
+    if n < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let filled = n as usize;
     let (mut at, mut page) = (0, Page { entries: 0, next: offset });
     // struct linux_dirent64: d_ino (8 bytes), d_off (8), d_reclen (2), d_type (1), d_name.
     while at < filled {

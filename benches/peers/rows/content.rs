@@ -25,10 +25,10 @@ pub fn read(m: &mut Measure<'_>) -> Result<()> {
     m.first("read 1 GiB, cold", || files::read_whole(&path, &mut buffer))?;
     m.warm("read 1 GiB, warm", || files::read_whole(&path, &mut buffer))?;
     let file = File::open(&path)?;
-    m.time("mmap of 1 GiB, warm", || Ok(sys::read_mapped(&file, &mut buffer[..4096])?))?;
+    m.again("mmap of 1 GiB, warm", || Ok(sys::read_mapped(&file, &mut buffer[..4096])?))?;
     let (large, small) = (m.scaled(16_384), m.scaled(200_000));
-    m.time("random 64 KiB reads, warm", || at_random(&file, &mut buffer[..65_536], large))?;
-    m.time("random 4 KiB preads, warm", || at_random(&file, &mut buffer[..4096], small))
+    m.again("random 64 KiB reads, warm", || at_random(&file, &mut buffer[..65_536], large))?;
+    m.again("random 4 KiB preads, warm", || at_random(&file, &mut buffer[..4096], small))
 }
 
 fn at_random(file: &File, buffer: &mut [u8], times: u64) -> Result<()> {
@@ -42,7 +42,7 @@ fn at_random(file: &File, buffer: &mut [u8], times: u64) -> Result<()> {
 
 /// 10,000 files of 4 KiB.
 pub fn prepare_small(run: &Run, dir: &Path) -> Result<()> {
-    files::make_files(dir, run.scaled(10_000), 4096).map(drop)
+    files::make_files(dir, run.scaled(10_000), 4096, 11).map(drop)
 }
 
 /// Opens, reads and closes each.
@@ -62,15 +62,19 @@ pub fn open(m: &mut Measure<'_>) -> Result<()> {
 pub fn write(m: &mut Measure<'_>) -> Result<()> {
     let dir = m.fresh("write")?;
     let (large, small) = (m.scaled(LARGE), m.scaled(100_000_000));
-    m.time("write 1 GiB + close", || files::write_noise(&dir.join("large"), 2, large, MIB as usize))?;
-    m.time("write 100 MB in 4 KiB calls + close", || files::write_noise(&dir.join("small"), 3, small, 4096))?;
+    m.time("write 1 GiB + close", || {
+        files::write_noise(&dir.join("large"), files::unique(), large, MIB as usize)
+    })?;
+    m.time("write 100 MB in 4 KiB calls + close", || {
+        files::write_noise(&dir.join("small"), files::unique(), small, 4096)
+    })?;
     Ok(fs::remove_dir_all(dir)?)
 }
 
 /// Files that live for less than a second, a hundred at a time.
 pub fn short_lives(m: &mut Measure<'_>) -> Result<()> {
     let (dir, count) = (m.fresh("short")?, m.scaled(10_000));
-    let mut bytes = Noise::new(4).bytes(100 * 1024);
+    let mut bytes = Noise::new(files::unique()).bytes(100 * 1024);
     let mut buffer = vec![0; 128 * 1024];
     let hashed = |m: &Measure<'_>| m.depot().map(|depot| depot.metric("depotfs_hashed_bytes_total"));
     m.site.settle()?;

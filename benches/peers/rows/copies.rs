@@ -30,7 +30,7 @@ pub fn large(m: &mut Measure<'_>) -> Result<()> {
 
 /// 10,000 files of 100 KiB.
 pub fn prepare_tree(run: &Run, dir: &Path) -> Result<()> {
-    files::make_files(dir, run.scaled(10_000), 100 * 1024).map(drop)
+    files::make_files(dir, run.scaled(10_000), 100 * 1024, 11).map(drop)
 }
 
 /// `cp -r` of them.

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 use std::thread;
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use rusqlite::Connection;
 
 use crate::files::{self, Noise};
@@ -85,7 +85,7 @@ fn empty(dir: &Path) -> Result<std::path::PathBuf> {
 /// Writes `count` files in all, each writer its share.
 fn write_all(dir: &Path, count: u64, writers: u64, fsync: bool) -> Result<()> {
     let share = |writer: u64| -> Result<()> {
-        let mut bytes = Noise::new(writer + 7).bytes(4096);
+        let mut bytes = Noise::new(files::unique() ^ writer).bytes(4096);
         for n in (writer..count).step_by(writers as usize) {
             bytes[..8].copy_from_slice(&n.to_le_bytes());
             let mut file = File::create_new(dir.join(files::name(n)))?;
@@ -99,7 +99,7 @@ fn write_all(dir: &Path, count: u64, writers: u64, fsync: bool) -> Result<()> {
     thread::scope(|scope| {
         let threads: Vec<_> = (0..writers).map(|writer| scope.spawn(move || share(writer))).collect();
         for thread in threads {
-            thread.join().map_err(|_| anyhow!("a writer panicked"))??;
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         }
         Ok(())
     })

@@ -15,7 +15,7 @@ const PER_DIRECTORY: u64 = 100;
 
 /// 10,000 files in one directory.
 pub fn prepare_known(run: &Run, dir: &Path) -> Result<()> {
-    files::make_files(dir, run.scaled(10_000), 8).map(drop)
+    files::make_files(dir, run.scaled(10_000), 8, 11).map(drop)
 }
 
 /// Attributes of files that are known.
@@ -35,7 +35,7 @@ pub fn prepare_tree(run: &Run, dir: &Path) -> Result<()> {
     for d in 0..run.scaled(100_000).div_ceil(PER_DIRECTORY) {
         let dir = dir.join(format!("directory-{d}"));
         fs::create_dir(&dir)?;
-        files::make_files(&dir, PER_DIRECTORY, 8)?;
+        files::make_files(&dir, PER_DIRECTORY, 8, 11)?;
     }
     Ok(())
 }
@@ -45,8 +45,8 @@ pub fn find(m: &mut Measure<'_>) -> Result<()> {
     let dir = m.site.shared();
     let find = || program::quietly("find", &[dir.as_os_str(), "-ls".as_ref()]);
     m.first("find -ls, first", find)?;
-    m.time("find -ls, second", find)?;
-    m.time("find -ls, third", find)?;
+    m.again("find -ls, second", find)?;
+    m.again("find -ls, third", find)?;
     m.first("walk, first", || walk(&dir))?;
     m.warm("walk, warm", || walk(&dir))
 }
@@ -69,7 +69,7 @@ pub fn walk(dir: &Path) -> Result<u64> {
 /// Makes files of 4 KiB.
 pub fn create(m: &mut Measure<'_>) -> Result<()> {
     let (dir, count) = (m.fresh("create")?, m.scaled(10_000));
-    let mut bytes = Noise::new(5).bytes(4096);
+    let mut bytes = Noise::new(files::unique()).bytes(4096);
     let paths: Vec<_> = (0..count).map(|n| dir.join(files::name(n))).collect();
     m.time("create + write 4 KiB + close", || {
         for (n, path) in paths.iter().enumerate() {
@@ -83,7 +83,7 @@ pub fn create(m: &mut Measure<'_>) -> Result<()> {
 /// Renames files to names that are not there, in one directory.
 pub fn rename(m: &mut Measure<'_>) -> Result<()> {
     let (dir, count) = (m.fresh("rename")?, m.scaled(10_000));
-    let paths = files::make_files(&dir, count, 8)?;
+    let paths = files::make_files(&dir, count, 8, 11)?;
     let renamed: Vec<_> = (0..count).map(|n| dir.join(format!("renamed-{n:012}"))).collect();
     m.time("rename", || {
         for (from, to) in paths.iter().zip(&renamed) {
@@ -96,7 +96,7 @@ pub fn rename(m: &mut Measure<'_>) -> Result<()> {
 /// Removes files.
 pub fn unlink(m: &mut Measure<'_>) -> Result<()> {
     let (dir, count) = (m.fresh("unlink")?, m.scaled(10_000));
-    let paths = files::make_files(&dir, count, 8)?;
+    let paths = files::make_files(&dir, count, 8, 11)?;
     m.time("unlink", || {
         for path in &paths {
             fs::remove_file(path)?;
