@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result, ensure};
 use clap::Parser;
 
 use measure::{Measure, Run};
@@ -94,6 +94,8 @@ fn main() -> Result<()> {
         args.write(&all)?;
     }
     print!("{}", tables(&all));
+    let ours = all.troubles().iter().filter(|trouble| trouble.peer == Peer::Depotfs).count();
+    ensure!(ours == 0, "depotfs failed in {ours} rows");
     Ok(())
 }
 
@@ -132,36 +134,26 @@ impl Args {
 }
 
 fn tables(samples: &Samples) -> String {
-    format!("{}\n{}", report::goals(samples), report::table(samples))
+    format!("{}\n{}{}", report::goals(samples), report::table(samples), report::troubles(samples))
 }
 
-/// One row: sites made anew, prepared, and measured in turn.
+/// One row: sites made anew, prepared, and measured in turn. A peer that fails takes part no more.
 fn measure_row(row: &Row, run: &Run, peers: &[Peer], rounds: u32) -> Result<Samples> {
     let mut samples = Samples::default();
-    let sites = peers.iter().filter(|peer| row.who.includes(**peer));
-    let sites: Vec<Site> =
-        sites.map(|peer| Site::new(*peer, &run.scratch, &run.depotfs)).collect::<Result<_>>()?;
-    let started = Instant::now();
-    for site in sites.iter().filter(|site| matches!(site.peer, Peer::Plain | Peer::Depotfs)) {
-        fs::create_dir_all(site.shared())?;
-        (row.prepare)(run, &site.shared())
-            .with_context(|| format!("{}: preparing {}", row.name, site.peer))?;
-        site.settle()?;
+    let mut sites = Vec::new();
+    for peer in peers.iter().filter(|peer| row.who.includes(**peer)) {
+        match Site::new(*peer, &run.scratch, &run.depotfs).and_then(|site| prepare(row, run, site)) {
+            Ok(site) => sites.push(site),
+            Err(error) => fail(row, run, *peer, &error, &mut samples)?,
+        }
     }
-    eprintln!("{}: prepared in {:.0} s", row.name, started.elapsed().as_secs_f64());
     for round in 1..=rounds {
+        let mut failed = Vec::new();
         for site in &sites {
-            run.go_on()?;
-            if samples.has_trouble(site.peer) {
-                continue;
-            }
             let started = Instant::now();
             if let Err(error) = measure_site(row, run, site, &mut samples) {
-                run.go_on()?;
-                if site.peer == Peer::Depotfs {
-                    return Err(error.context(format!("{}: depotfs failed", row.name)));
-                }
-                samples.trouble(site.peer, format!("{error:#}"));
+                fail(row, run, site.peer, &error, &mut samples)?;
+                failed.push(site.peer);
             }
             eprintln!(
                 "{}: round {round}, {:15} {:.1} s",
@@ -170,13 +162,31 @@ fn measure_row(row: &Row, run: &Run, peers: &[Peer], rounds: u32) -> Result<Samp
                 started.elapsed().as_secs_f64()
             );
         }
-    }
-    for (peer, why) in samples.troubles() {
-        eprintln!("{}: {peer} failed: {why}", row.name);
+        sites.retain(|site| !failed.contains(&site.peer));
     }
     drop(sites);
     fs::remove_dir_all(run.scratch.join("disk"))?;
     Ok(samples)
+}
+
+/// Makes what the row works on: in the depot, and on the disk for all others, by whoever comes first.
+fn prepare(row: &Row, run: &Run, site: Site) -> Result<Site> {
+    let started = Instant::now();
+    if !site.shared().exists() {
+        fs::create_dir_all(site.shared())?;
+        (row.prepare)(run, &site.shared())?;
+        site.settle()?;
+        eprintln!("{}: prepared for {} in {:.0} s", row.name, site.peer, started.elapsed().as_secs_f64());
+    }
+    Ok(site)
+}
+
+/// Takes note of a failure; an end that somebody wants is one of the whole run.
+fn fail(row: &Row, run: &Run, peer: Peer, error: &Error, samples: &mut Samples) -> Result<()> {
+    run.go_on()?;
+    eprintln!("{}: {peer} failed: {error:#}", row.name);
+    samples.trouble(row.name, peer, format!("{error:#}"));
+    Ok(())
 }
 
 /// The row and a null round trip.

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde_json::{Value, json};
 
 use crate::goals::{GOALS, Goal};
-use crate::samples::{Samples, Unit};
+use crate::samples::{Samples, Trouble, Unit};
 use crate::sites::{ALL, Peer};
 
 /// A number with its unit, three digits long.
@@ -64,6 +64,13 @@ pub fn table(samples: &Samples) -> String {
         let _ = writeln!(text, "| {quantity} | {} |", cells.join(" | "));
     }
     text
+}
+
+/// What could not be measured, and why; nothing when all went well.
+pub fn troubles(samples: &Samples) -> String {
+    let line = |t: &Trouble| format!("- `{}` of {} failed: {}\n", t.row, t.peer, t.why);
+    let lines: String = samples.troubles().iter().map(line).collect();
+    if lines.is_empty() { lines } else { format!("\n{lines}") }
 }
 
 /// One line for each quantity and peer, and one for each goal.

@@ -51,13 +51,24 @@ impl Sample {
     }
 }
 
+/// A row that a peer could not do.
+#[derive(Debug)]
+pub struct Trouble {
+    /// The row.
+    pub row: &'static str,
+    /// The peer.
+    pub peer: Peer,
+    /// Why.
+    pub why: String,
+}
+
 /// Everything that a row measured.
 #[derive(Debug, Default)]
 pub struct Samples {
     samples: BTreeMap<(&'static str, Peer), Sample>,
     units: BTreeMap<&'static str, Unit>,
     order: Vec<&'static str>,
-    troubles: BTreeMap<Peer, String>,
+    troubles: Vec<Trouble>,
 }
 
 impl Samples {
@@ -69,19 +80,14 @@ impl Samples {
         self.samples.entry((quantity, peer)).or_default().values.push(value);
     }
 
-    /// The peer failed, or has no such thing.
-    pub fn trouble(&mut self, peer: Peer, why: String) {
-        self.troubles.entry(peer).or_insert(why);
+    /// A peer cannot do this row.
+    pub fn trouble(&mut self, row: &'static str, peer: Peer, why: String) {
+        self.troubles.push(Trouble { row, peer, why });
     }
 
-    /// Whether it failed before.
-    pub fn has_trouble(&self, peer: Peer) -> bool {
-        self.troubles.contains_key(&peer)
-    }
-
-    /// Who failed, and why.
-    pub fn troubles(&self) -> impl Iterator<Item = (Peer, &str)> {
-        self.troubles.iter().map(|(peer, why)| (*peer, why.as_str()))
+    /// What could not be measured.
+    pub fn troubles(&self) -> &[Trouble] {
+        &self.troubles
     }
 
     /// The numbers of one quantity for one peer.
@@ -96,6 +102,7 @@ impl Samples {
 
     /// Takes over what another row measured.
     pub fn extend(&mut self, other: Samples) {
+        self.troubles.extend(other.troubles);
         for quantity in other.order {
             if self.units.insert(quantity, other.units[quantity]).is_none() {
                 self.order.push(quantity);
