@@ -134,11 +134,12 @@ impl Goal {
                 }
             }
             Judge::Small(limit) => {
-                let value = ours.least();
                 let unit = samples
                     .quantities()
                     .find(|(of, _)| *of == self.ours)
                     .map_or(Unit::Count, |(_, unit)| unit);
+                // What is counted for the whole machine can only be too much.
+                let value = if unit == Unit::Count { ours.least() } else { ours.median() };
                 Verdict {
                     value,
                     wanted: format!("at most {}", crate::report::show(unit, limit)),

@@ -95,20 +95,19 @@ pub fn background(m: &mut Measure<'_>) -> Result<()> {
 
 /// What the index grows by for a file of unique content, and for a copy of it.
 pub fn index_bytes(m: &mut Measure<'_>) -> Result<()> {
-    let (dir, count) = (m.fresh("index")?, m.scaled(20_000));
+    // Nothing is removed between rounds: what goes from the index in the background would be taken for less growth.
+    let count = m.scaled(20_000);
+    let dir = m.fresh(&format!("index-{}", files::unique()))?;
     let empty = vacuumed(m)?;
     files::make_files(&dir, count, 16, files::unique())?;
     m.site.settle()?;
     let unique = vacuumed(m)?;
-    let to = m.fresh("copies")?.join("copy");
+    let to = m.fresh(&format!("copies-{}", files::unique()))?.join("copy");
     quietly("cp", &["-r".as_ref(), dir.as_os_str(), to.as_os_str()])?;
     m.site.settle()?;
     let copied = vacuumed(m)?;
     m.bytes("index bytes a file", (unique - empty) as f64 / count as f64);
     m.bytes("index bytes a further copy", (copied - unique) as f64 / count as f64);
-    for left in [dir, to] {
-        fs::remove_dir_all(left)?;
-    }
     Ok(())
 }
 
