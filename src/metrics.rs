@@ -82,9 +82,69 @@ metrics! {
     CLOSED = "depotfs_closed_files", Gauge, "Files with a staging file and no writer, waiting to be sealed.";
     QUEUED_BYTES = "depotfs_queued_bytes", Gauge, "Bytes in staging files that wait to be sealed.";
     UNSEALABLE = "depotfs_unsealable_files", Gauge, "Files whose bytes could not be sealed and were set aside or fail to open.";
+    HASHED_BYTES = "depotfs_hashed_bytes_total", Counter, "Bytes read and hashed to name blobs or to verify them.";
     // Control socket.
     CONTROL_REQUESTS = "depotfs_control_requests_total", Counter, "Requests answered on the control socket.";
     CONTROL_REFUSED = "depotfs_control_refused_total", Counter, "Connections to the control socket refused: wrong user, too many, or not understood.";
+}
+
+macro_rules! operations {
+    ($($variant:ident = $label:literal,)*) => {
+        /// What the kernel can ask for.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[expect(missing_docs, reason = "named after the requests of the FUSE protocol")]
+        pub enum Operation { $($variant,)* }
+
+        /// The label of each, in the order of the variants.
+        const OPERATIONS: &[&str] = &[$($label,)*];
+    };
+}
+
+operations! {
+    Lookup = "lookup",
+    Forget = "forget",
+    Getattr = "getattr",
+    Setattr = "setattr",
+    Readlink = "readlink",
+    Mknod = "mknod",
+    Mkdir = "mkdir",
+    Unlink = "unlink",
+    Rmdir = "rmdir",
+    Symlink = "symlink",
+    Rename = "rename",
+    Link = "link",
+    Open = "open",
+    Create = "create",
+    Read = "read",
+    Write = "write",
+    Flush = "flush",
+    Release = "release",
+    Fsync = "fsync",
+    Fsyncdir = "fsyncdir",
+    Opendir = "opendir",
+    Readdir = "readdir",
+    Readdirplus = "readdirplus",
+    Statfs = "statfs",
+    Setxattr = "setxattr",
+    Getxattr = "getxattr",
+    Listxattr = "listxattr",
+    Removexattr = "removexattr",
+    Fallocate = "fallocate",
+    Lseek = "lseek",
+    CopyFileRange = "copy_file_range",
+}
+
+/// Requests of the kernel, by operation.
+static REQUESTS: [AtomicU64; OPERATIONS.len()] = [const { AtomicU64::new(0) }; OPERATIONS.len()];
+
+/// The name under which they are rendered, each with its label.
+const REQUESTS_NAME: &str = "depotfs_requests_total";
+
+impl Operation {
+    /// One more request of this kind.
+    pub fn count(self) {
+        REQUESTS[self as usize].fetch_add(1, Relaxed);
+    }
 }
 
 /// All metrics in the Prometheus text format, version 0.0.4.
@@ -98,6 +158,11 @@ pub fn render() -> String {
         let (name, help, value) = (metric.name, metric.help, metric.get());
         // Writing to a String cannot fail.
         let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {shape}\n{name} {value}");
+    }
+    let help = "Requests of the kernel, by operation; what the kernel answers itself is not among them.";
+    let _ = writeln!(text, "# HELP {REQUESTS_NAME} {help}\n# TYPE {REQUESTS_NAME} counter");
+    for (operation, count) in OPERATIONS.iter().zip(&REQUESTS) {
+        let _ = writeln!(text, "{REQUESTS_NAME}{{operation=\"{operation}\"}} {}", count.load(Relaxed));
     }
     text
 }
@@ -126,6 +191,10 @@ mod tests {
         assert!(
             text.contains("# TYPE depotfs_control_refused_total counter\ndepotfs_control_refused_total ")
         );
-        assert_eq!(text.lines().filter(|l| !l.starts_with('#')).count(), TABLE.len());
+        assert_eq!(text.lines().filter(|l| !l.starts_with('#')).count(), TABLE.len() + OPERATIONS.len());
+        Operation::Lseek.count();
+        let label = "depotfs_requests_total{operation=\"lseek\"} ";
+        let count = render().lines().find_map(|l| l.strip_prefix(label)?.parse::<u64>().ok());
+        assert!(count.is_some_and(|count| count > 0));
     }
 }

@@ -37,6 +37,7 @@ mod programs;
 mod races;
 mod rename;
 mod repositories;
+mod requests;
 mod special;
 mod tidy;
 mod xattrs;
