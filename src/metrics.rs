@@ -82,6 +82,10 @@ metrics! {
     CLOSED = "depotfs_closed_files", Gauge, "Files with a staging file and no writer, waiting to be sealed.";
     QUEUED_BYTES = "depotfs_queued_bytes", Gauge, "Bytes in staging files that wait to be sealed.";
     UNSEALABLE = "depotfs_unsealable_files", Gauge, "Files whose bytes could not be sealed and were set aside or fail to open.";
+    // Requests of the kernel, as the watchdog saw them at its last look.
+    REQUESTS_UNDER_WAY = "depotfs_requests_under_way", Gauge, "Requests of the kernel being answered.";
+    OLDEST_REQUEST = "depotfs_oldest_request_seconds", Gauge, "Age of the oldest of them.";
+    REQUESTS_TOLD = "depotfs_slow_requests_told_total", Counter, "Log lines about requests older than 30 s.";
     // Control socket.
     CONTROL_REQUESTS = "depotfs_control_requests_total", Counter, "Requests answered on the control socket.";
     CONTROL_REFUSED = "depotfs_control_refused_total", Counter, "Connections to the control socket refused: wrong user, too many, or not understood.";

@@ -18,6 +18,7 @@ use fuser::{
 use crate::change::Ino;
 use crate::fuse::convert::{self, FOR_EVER, NOT_AT_ALL, Root, access, handle, handle_access};
 use crate::fuse::errno::{errno, level};
+use crate::fuse::watch::{Operation, begin};
 use crate::vfs::attr::{Attributes, SetAttributes};
 use crate::vfs::copy::Place;
 use crate::vfs::node::Token;
@@ -144,6 +145,7 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let _under_way = begin(Operation::Lookup, parent);
         let parent = self.root.ino(parent);
         match self.vfs.lookup(parent, name.as_bytes()) {
             // Only requests can make the name, so the kernel may remember that it is not there.
@@ -154,10 +156,12 @@ impl Filesystem for Adapter {
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, _nlookup: u64) {
+        let _under_way = begin(Operation::Forget, ino);
         self.vfs.forget(self.root.ino(ino));
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let _under_way = begin(Operation::Getattr, ino);
         let ino = self.root.ino(ino);
         self.attr("getattr", ino, self.vfs.attributes(ino), reply);
     }
@@ -180,6 +184,7 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        let _under_way = begin(Operation::Setattr, ino);
         let ino = self.root.ino(ino);
         let (atime, mtime) = (atime.map(convert::set_time), mtime.map(convert::set_time));
         let set = SetAttributes { mode, uid, gid, size, atime, mtime };
@@ -193,6 +198,7 @@ impl Filesystem for Adapter {
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        let _under_way = begin(Operation::Readlink, ino);
         let ino = self.root.ino(ino);
         match self.vfs.read_link(ino) {
             Ok(target) => reply.data(&target),
@@ -210,6 +216,7 @@ impl Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
+        let _under_way = begin(Operation::Mknod, parent);
         let parent = self.root.ino(parent);
         let made = match convert::kind(mode) {
             Some(kind) => {
@@ -221,22 +228,26 @@ impl Filesystem for Adapter {
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        let _under_way = begin(Operation::Mkdir, parent);
         let parent = self.root.ino(parent);
         let made = self.vfs.make_directory(&caller(req), parent, name.as_bytes(), mode, umask);
         self.entry("mkdir", parent, made, reply);
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _under_way = begin(Operation::Unlink, parent);
         let parent = self.root.ino(parent);
         self.empty("unlink", parent, self.vfs.unlink(parent, name.as_bytes()), reply);
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _under_way = begin(Operation::Rmdir, parent);
         let parent = self.root.ino(parent);
         self.empty("rmdir", parent, self.vfs.remove_directory(parent, name.as_bytes()), reply);
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let _under_way = begin(Operation::Symlink, parent);
         let parent = self.root.ino(parent);
         let target = target.as_os_str().as_bytes();
         let made = self.vfs.make_symlink(&caller(req), parent, link_name.as_bytes(), target);
@@ -253,6 +264,7 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        let _under_way = begin(Operation::Rename, parent);
         let (parent, newparent) = (self.root.ino(parent), self.root.ino(newparent));
         let flavour = if flags.is_empty() {
             Flavour::Replace
@@ -268,12 +280,14 @@ impl Filesystem for Adapter {
     }
 
     fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        let _under_way = begin(Operation::Link, ino);
         let ino = self.root.ino(ino);
         let made = self.vfs.link(ino, self.root.ino(newparent), newname.as_bytes());
         self.entry("link", ino, made, reply);
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let _under_way = begin(Operation::Open, ino);
         let ino = self.root.ino(ino);
         let access = access(flags.0);
         let register = |file: BorrowedFd<'_>| reply.open_backing(file).map(token);
@@ -299,6 +313,7 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        let _under_way = begin(Operation::Create, parent);
         let parent = self.root.ino(parent);
         let access = access(flags);
         let register = |file: BorrowedFd<'_>| reply.open_backing(file).map(token);
@@ -331,6 +346,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let _under_way = begin(Operation::Read, ino);
         let ino = self.root.ino(ino);
         let mut buffer = vec![0; size as usize];
         match self.vfs.read(ino, offset, &mut buffer) {
@@ -351,6 +367,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        let _under_way = begin(Operation::Write, ino);
         let ino = self.root.ino(ino);
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         match self.vfs.write(ino, offset, data, kill) {
@@ -360,6 +377,7 @@ impl Filesystem for Adapter {
     }
 
     fn flush(&self, _req: &Request, ino: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+        let _under_way = begin(Operation::Flush, ino);
         let ino = self.root.ino(ino);
         let done = if handle_access(fh).write { self.vfs.flush(ino) } else { Ok(()) };
         self.empty("close", ino, done, reply);
@@ -375,16 +393,19 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        let _under_way = begin(Operation::Release, ino);
         self.vfs.release(self.root.ino(ino), handle_access(fh));
         reply.ok();
     }
 
     fn fsync(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        let _under_way = begin(Operation::Fsync, ino);
         let ino = self.root.ino(ino);
         self.empty("fsync", ino, self.vfs.fsync(ino), reply);
     }
 
     fn fsyncdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        let _under_way = begin(Operation::Fsyncdir, ino);
         self.empty("fsync", self.root.ino(ino), self.vfs.sync_index(), reply);
     }
 
@@ -394,6 +415,7 @@ impl Filesystem for Adapter {
     }
 
     fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let _under_way = begin(Operation::Readdir, ino);
         let ino = self.root.ino(ino);
         let root = self.root;
         let mut dots = Dots::from(offset);
@@ -428,6 +450,7 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
+        let _under_way = begin(Operation::Readdirplus, ino);
         let ino = self.root.ino(ino);
         let root = self.root;
         let mut dots = Dots::from(offset);
@@ -457,6 +480,7 @@ impl Filesystem for Adapter {
     }
 
     fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        let _under_way = begin(Operation::Statfs, ino);
         const BLOCK: u64 = 4096;
         match self.vfs.space() {
             Ok((space, files)) => {
@@ -487,10 +511,12 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
+        let _under_way = begin(Operation::Setxattr, ino);
         let ino = self.root.ino(ino);
         let mode = match flags {
             libc::XATTR_CREATE => SetMode::Create,
             libc::XATTR_REPLACE => SetMode::Replace,
+            flags if flags == libc::XATTR_CREATE | libc::XATTR_REPLACE => SetMode::Neither,
             _ => SetMode::Any,
         };
         let done = self.vfs.set_xattr(&caller(req), ino, name.as_bytes(), value, mode);
@@ -498,11 +524,13 @@ impl Filesystem for Adapter {
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let _under_way = begin(Operation::Getxattr, ino);
         let ino = self.root.ino(ino);
         self.xattr("getxattr", ino, size, self.vfs.get_xattr(ino, name.as_bytes()), reply);
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let _under_way = begin(Operation::Listxattr, ino);
         let ino = self.root.ino(ino);
         let list = self.vfs.list_xattrs(&caller(req), ino).map(|names| {
             let mut list = Vec::new();
@@ -516,6 +544,7 @@ impl Filesystem for Adapter {
     }
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _under_way = begin(Operation::Removexattr, ino);
         let ino = self.root.ino(ino);
         self.empty("removexattr", ino, self.vfs.remove_xattr(ino, name.as_bytes()), reply);
     }
@@ -530,6 +559,7 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        let _under_way = begin(Operation::Fallocate, ino);
         let ino = self.root.ino(ino);
         let done = match Allocate::from_mode(mode) {
             Some(how) => self.vfs.allocate(&caller(req), ino, offset, length, how),
@@ -547,6 +577,7 @@ impl Filesystem for Adapter {
         whence: i32,
         reply: ReplyLseek,
     ) {
+        let _under_way = begin(Operation::Lseek, ino);
         let ino = self.root.ino(ino);
         let what = match whence {
             libc::SEEK_DATA => Seek::Data,
@@ -573,6 +604,7 @@ impl Filesystem for Adapter {
         flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
+        let _under_way = begin(Operation::Copy, ino_out);
         if !flags.is_empty() {
             return reply.error(Errno::EINVAL);
         }
@@ -609,7 +641,7 @@ impl Dots {
     }
 
     fn next(&mut self) -> Option<(u64, &'static str)> {
-        self.0 += 1;
+        self.0 = self.0.saturating_add(1);
         match self.0 {
             DOT => Some((DOT, ".")),
             DOT_DOT => Some((DOT_DOT, "..")),
