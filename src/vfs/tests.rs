@@ -82,7 +82,9 @@ fn number() -> impl Strategy<Value = u64> {
 /// Inodes that are there, are reserved, were there, or never are.
 fn ino() -> impl Strategy<Value = Ino> {
     prop_oneof![
-        12 => FIRST_INO..FIRST_INO + 40,
+        // The two directories and the two files that each case starts with.
+        10 => select(vec![FIRST_INO, FIRST_INO + 2, FIRST_INO + 4, FIRST_INO + 7]),
+        6 => FIRST_INO..FIRST_INO + 40,
         2 => 0..FIRST_INO,
         1 => select(vec![i64::MAX as u64, u64::MAX, 1 << 40]),
     ]
@@ -207,6 +209,7 @@ fn asked() -> impl Strategy<Value = Ask> {
         2 => (ino(), number(), any::<bool>()).prop_map(|(i, o, h)| Ask::Seek(i, o, h)),
         4 => (ino(), number(), ino(), number(), number()).prop_map(|(i, a, j, b, l)| Ask::Copy(i, a, j, b, l)),
         2 => (ino(), ino()).prop_map(|(i, j)| Ask::Copy(i, 0, j, 0, u64::from(u32::MAX))),
+        2 => (ino(), ino(), 0..50_000_u64, number()).prop_map(|(i, j, o, l)| Ask::Copy(i, o, j, o, l)),
         1 => ino().prop_map(Ask::Fsync),
         1 => ino().prop_map(Ask::Flush),
         1 => (ino(), number(), 0..5_usize).prop_map(|(i, c, n)| Ask::List(i, c, n)),
@@ -421,13 +424,16 @@ proptest! {
             // A repository with a directory and two files, so that many requests find something.
             let repo = vfs.make_directory(&me, ROOT, b"a", 0o755, 0).unwrap().inode.ino;
             let inner = vfs.make_directory(&me, repo, b"a", 0o755, 0).unwrap().inode.ino;
+            let mut files = Vec::new();
             for parent in [repo, inner] {
                 let write = Access { write: true, ..Access::default() };
                 let (made, _) = vfs.create(&me, parent, b"b", (0o6755, 0), write, &register(refuse)).unwrap();
                 vfs.write(made.inode.ino, 0, &[3; 50_000], false).unwrap();
                 vfs.release(made.inode.ino, write);
                 vfs.seal(&[made.inode.ino]).unwrap();
+                files.push(made.inode.ino);
             }
+            assert_eq!([repo, inner, files[0], files[1]], [0, 2, 4, 7].map(|n| FIRST_INO + n), "see `ino`");
             for ask in asks {
                 let _ = answer(&vfs, ask, refuse);
             }
