@@ -147,6 +147,7 @@ pub fn published_digests(file: &File) -> io::Result<([u8; 32], [u8; 16])> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn names_round_trip_through_hex() {
@@ -177,5 +178,23 @@ mod tests {
         file.write_at(&vec![7; 3 * PASS_BYTES], 0).unwrap();
         assert!(digest(&file, || false).unwrap().is_none());
         assert_eq!(digest(&file, || true).unwrap().unwrap().size, 3 * PASS_BYTES as u64);
+    }
+
+    proptest! {
+        #[test]
+        fn only_forty_hex_digits_are_a_checksum(text in "[0-9a-fA-F]{38,42}", noise in "[0-9a-fx\u{e9} ]{39,41}") {
+            for text in [text, noise] {
+                let fits = text.len() == 40 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+                prop_assert_eq!(Checksum::parse(&text).is_some(), fits, "{}", text);
+                if let Some(sum) = Checksum::parse(&text) {
+                    prop_assert_eq!(sum.to_string(), text.to_lowercase());
+                }
+            }
+        }
+
+        #[test]
+        fn digits_come_back_as_bytes(bytes in any::<[u8; 20]>()) {
+            prop_assert_eq!(unhex::<20>(&hex(&bytes)), Some(bytes));
+        }
     }
 }

@@ -83,6 +83,10 @@ metrics! {
     QUEUED_BYTES = "depotfs_queued_bytes", Gauge, "Bytes in staging files that wait to be sealed.";
     UNSEALABLE = "depotfs_unsealable_files", Gauge, "Files whose bytes could not be sealed and were set aside or fail to open.";
     HASHED_BYTES = "depotfs_hashed_bytes_total", Counter, "Bytes read and hashed to name blobs or to verify them.";
+    // Requests of the kernel, as the watchdog saw them at its last look.
+    REQUESTS_UNDER_WAY = "depotfs_requests_under_way", Gauge, "Requests of the kernel being answered.";
+    OLDEST_REQUEST = "depotfs_oldest_request_seconds", Gauge, "Age of the oldest of them.";
+    REQUESTS_TOLD = "depotfs_slow_requests_told_total", Counter, "Log lines about requests older than 30 s.";
     // Control socket.
     CONTROL_REQUESTS = "depotfs_control_requests_total", Counter, "Requests answered on the control socket.";
     CONTROL_REFUSED = "depotfs_control_refused_total", Counter, "Connections to the control socket refused: wrong user, too many, or not understood.";
@@ -141,6 +145,16 @@ static REQUESTS: [AtomicU64; OPERATIONS.len()] = [const { AtomicU64::new(0) }; O
 const REQUESTS_NAME: &str = "depotfs_requests_total";
 
 impl Operation {
+    /// As metrics and the log have it.
+    pub fn name(self) -> &'static str {
+        OPERATIONS[self as usize]
+    }
+
+    /// The one with this number, which is its place among them.
+    pub fn numbered(number: u8) -> Option<&'static str> {
+        OPERATIONS.get(usize::from(number)).copied()
+    }
+
     /// One more request of this kind.
     pub fn count(self) {
         REQUESTS[self as usize].fetch_add(1, Relaxed);
@@ -182,6 +196,14 @@ mod tests {
             assert_eq!(metric.name.ends_with("_total"), metric.shape == Shape::Counter, "{}", metric.name);
             assert!(metric.help.ends_with('.') && !metric.help.contains(['\n', '\\']), "{}", metric.name);
         }
+    }
+
+    #[test]
+    fn every_operation_has_its_name() {
+        assert_eq!((Operation::Lookup.name(), Operation::numbered(0)), ("lookup", Some("lookup")));
+        assert_eq!(Operation::CopyFileRange as usize, OPERATIONS.len() - 1);
+        assert_eq!(Operation::CopyFileRange.name(), "copy_file_range");
+        assert_eq!(Operation::numbered(OPERATIONS.len() as u8), None);
     }
 
     #[test]

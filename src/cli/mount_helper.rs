@@ -2,7 +2,7 @@
 //!
 //! mount.fuse(8) runs it with the same arguments under its own name. mount(8) runs /sbin/mount.TYPE for a type it does not know itself, so `make install` puts a link of this name there.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -60,11 +60,13 @@ fn parse(arguments: &[OsString]) -> Result<Wanted, String> {
                 // by mount(8) itself.
                 'o' | 't' | 'N' => {
                     let value = match &letters[at + 1..] {
-                        "" => rest.next().and_then(|value| value.to_str()).unwrap_or_default(),
-                        value => value,
+                        "" => rest.next().ok_or_else(|| format!("-{letter} needs a value"))?.as_os_str(),
+                        value => OsStr::new(value),
                     };
                     if letter == 'o' {
-                        options.push(value.to_owned());
+                        // Options that cannot be read must not be lost: one of them may be `ro`.
+                        let readable = value.to_str().ok_or_else(|| format!("-o {value:?} is not UTF-8"))?;
+                        options.push(readable.to_owned());
                     }
                     break;
                 }
@@ -80,6 +82,8 @@ fn parse(arguments: &[OsString]) -> Result<Wanted, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::{collection, prelude::*};
+    use std::os::unix::ffi::OsStringExt as _;
 
     fn parsed(line: &str) -> Result<Wanted, String> {
         parse(&line.split_whitespace().map(OsString::from).collect::<Vec<_>>())
@@ -98,9 +102,24 @@ mod tests {
 
     #[test]
     fn anything_else_is_refused() {
-        for bad in ["", "/depot", "/a /b /c", "/a /b -q"] {
+        for bad in ["", "/depot", "/a /b /c", "/a /b -q", "/a /b -o", "/a /b -t"] {
             assert!(parsed(bad).is_err(), "{bad}");
         }
         assert!(parsed("/a /b -o tempalte=1").unwrap().args.options().is_err());
+        let unreadable = ["/a", "/b", "-o"].map(OsString::from).into_iter();
+        let unreadable: Vec<_> = unreadable.chain([OsString::from_vec(b"ro,\xff".to_vec())]).collect();
+        assert!(parse(&unreadable).is_err(), "options that cannot be read are not lost");
+    }
+
+    proptest! {
+        #[test]
+        fn no_arguments_make_the_parser_panic(
+            arguments in collection::vec(collection::vec(prop_oneof![Just(b'-'), any::<u8>()], 0..12), 0..8),
+        ) {
+            let arguments: Vec<OsString> = arguments.into_iter().map(OsString::from_vec).collect();
+            if let Ok(wanted) = parse(&arguments) {
+                let _ = wanted.args.options();
+            }
+        }
     }
 }

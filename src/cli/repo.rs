@@ -139,4 +139,16 @@ mod tests {
             assert_eq!(name(OsStr::new(given)), Bytes::Text("libs".into()), "{given}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_setting_is_taken_or_refused_with_its_name(
+            key in "(durability|verify|[a-z]{0,10})",
+            value in "(=)?(close|always|\\PC{0,10})",
+        ) {
+            if let Err(why) = assignment(&format!("{key}={value}")) {
+                proptest::prop_assert!(why.to_string().contains(&key), "{why}");
+            }
+        }
+    }
 }

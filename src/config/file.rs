@@ -158,11 +158,64 @@ mod tests {
         }
     }
 
+    /// Values of every type, those among them that fit some key.
+    fn value() -> impl Strategy<Value = String> {
+        let words = [
+            "00112233445566778899aabbccddeeff",
+            "file-system",
+            "close",
+            "noatime",
+            "info",
+            "info,depotfs=debug",
+            "0444",
+            "root:root",
+            ":0",
+            "4294967296:1",
+            "a=b=c",
+            "[{x=\\\"(\\\"}]=debug",
+            "\\u0000",
+            "",
+        ];
+        let others = ["0o440", "0x1ff", "true", "[1, 2]", "{a = 1}", "1979-05-27", "'x'", "inf", "nan", "[["];
+        prop_oneof![
+            4 => proptest::sample::select(words.to_vec()).prop_map(|text| format!("\"{text}\"")),
+            1 => any::<i64>().prop_map(|n| n.to_string()),
+            1 => any::<f64>().prop_map(|n| n.to_string()),
+            1 => proptest::sample::select(others.to_vec()).prop_map(str::to_owned),
+            2 => "[^\"\\\\\\p{Cc}]{0,20}".prop_map(|text| format!("\"{text}\"")),
+        ]
+    }
+
     proptest! {
         #[test]
         fn no_text_makes_the_parser_panic(text in "(?s).{0,200}") {
             let _ = parse(&text);
             let _ = assignment(&text);
+        }
+
+        #[test]
+        fn any_value_of_any_key_is_taken_or_named(
+            lines in proptest::collection::vec((0..DEPOT.len(), value()), 1..5),
+        ) {
+            let mut text = String::new();
+            for (row, value) in &lines {
+                text.push_str(&format!("{} = {value}\n", DEPOT[*row].name));
+            }
+            match parse(&text) {
+                Ok(values) => {
+                    for (name, value) in &values {
+                        prop_assert_eq!(keys::find(DEPOT, name).unwrap().kind.check(value), Ok(()));
+                    }
+                    prop_assert_eq!(parse(&render(&values)).unwrap(), values);
+                }
+                Err(why) => prop_assert!(!why.is_empty()),
+            }
+            for (row, value) in &lines {
+                for value in [value.as_str(), value.trim_matches(['"', '\''])] {
+                    let _ = DEPOT[*row].kind.check(value);
+                    let _ = assignment(&format!("{}={value}", DEPOT[*row].name));
+                }
+            }
         }
 
         #[test]

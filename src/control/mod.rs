@@ -47,3 +47,6 @@ pub enum Error {
     #[error(transparent)]
     Failed(#[from] Failure),
 }
+
+#[cfg(test)]
+mod tests;

@@ -329,7 +329,55 @@ mod tests {
         }
     }
 
+    /// Objects that are nearly requests.
+    fn nearly() -> impl Strategy<Value = String> {
+        let words = vec![
+            "\"status\"",
+            "\"repo-set\"",
+            "\"blob-cat\"",
+            "\"blob-rescue\"",
+            "\"flush\"",
+            "\"log-level\"",
+            "null",
+            "true",
+            "1",
+            "-1",
+            "1e999",
+            "18446744073709551616",
+            "\"\"",
+            "\"\\ud800\"",
+            "[]",
+            "[1,255,256]",
+            "{\"tree\":\"a\"}",
+            "{\"checksum\":\"zz\"}",
+            "{\"mount\":[1,2]}",
+            "{\"aside\":[]}",
+            "[[\"a\",null]]",
+            "{}",
+            "[[[[[[[[[[]]]]]]]]]]",
+        ];
+        let keys = vec!["v", "request", "target", "wait", "repository", "settings", "level", "request"];
+        let pair = (proptest::sample::select(keys), proptest::sample::select(words));
+        proptest::collection::vec(pair, 1..6).prop_map(|pairs| {
+            let pairs: Vec<String> = pairs.iter().map(|(key, word)| format!("\"{key}\":{word}")).collect();
+            format!("{{\"v\":1,{}}}", pairs.join(","))
+        })
+    }
+
     proptest! {
+        #[test]
+        fn what_is_nearly_a_request_is_one_or_explained(text in nearly()) {
+            match decode(text.as_bytes()) {
+                Ok(request) => prop_assert_eq!(decode(&encode(&request).unwrap()).unwrap(), request),
+                Err(failure) => prop_assert!(failure.cause == Cause::Usage && failure.text.contains("request")),
+            }
+        }
+
+        #[test]
+        fn no_line_of_the_daemon_makes_the_client_panic(text in "[a-z{}\":\\[\\]0-9,]{0,40}") {
+            let _ = serde_json::from_str::<Line>(&text);
+        }
+
         #[test]
         fn no_line_makes_the_decoder_panic(line in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = decode(&line);

@@ -8,12 +8,11 @@ use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
@@ -169,7 +168,7 @@ fn admit(stream: &UnixStream, shared: &Shared) -> Result<(), Failure> {
 fn serve(stream: &UnixStream, shared: &Shared) {
     let mut reader = BufReader::new(stream);
     loop {
-        let request = match read_line(&mut reader) {
+        let request = match read_line(&mut reader, PATIENCE) {
             Ok(Some(line)) => protocol::decode(&line),
             // The peer left, in the middle of a line or between two, or said nothing for too long.
             Ok(None) | Err(_) => return,
@@ -188,23 +187,33 @@ fn serve(stream: &UnixStream, shared: &Shared) {
 }
 
 /// Reads one line; `None` at the end of the stream. A line over the limit comes back cut, which no decoder accepts.
-fn read_line(reader: &mut impl BufRead) -> io::Result<Option<Vec<u8>>> {
-    let mut line = Vec::new();
-    reader.take(LINE_BYTES_MAX as u64).read_until(b'\n', &mut line)?;
-    let whole = line.last() == Some(&b'\n') || line.len() == LINE_BYTES_MAX;
-    Ok(whole.then_some(line))
+///
+/// The whole line has to come within `patience` of its first byte: a peer that sends it in bits gets no more time.
+fn read_line(reader: &mut impl BufRead, patience: Duration) -> io::Result<Option<Vec<u8>>> {
+    let (mut line, mut begun) = (Vec::new(), None);
+    loop {
+        let some = reader.fill_buf()?;
+        if some.is_empty() {
+            return Ok(None);
+        }
+        let wanted = some.len().min(LINE_BYTES_MAX - line.len());
+        let end = some[..wanted].iter().position(|byte| *byte == b'\n');
+        let used = end.map_or(wanted, |at| at + 1);
+        line.extend_from_slice(&some[..used]);
+        reader.consume(used);
+        if end.is_some() || line.len() == LINE_BYTES_MAX {
+            return Ok(Some(line));
+        }
+        if begun.get_or_insert_with(Instant::now).elapsed() > patience {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+    }
 }
 
-/// Runs the handler; a panic in it is this request's failure and nobody else's.
+/// Runs the handler, and passes its news on.
 fn handle(stream: &UnixStream, shared: &Shared, request: Request) -> Result<Answer, Failure> {
-    let name = format!("{request:?}");
-    let mut progress = |news: &str| {
+    (shared.handler)(request, &mut |news| {
         let _ = say(stream, &Line::Progress(news.into()));
-    };
-    let run = AssertUnwindSafe(|| (shared.handler)(request, &mut progress));
-    catch_unwind(run).unwrap_or_else(|_| {
-        tracing::error!(request = name, "control request ended with a panic");
-        Err(Failure::new(Cause::Failed, "the daemon failed in the middle of the request: its log says where"))
     })
 }
 
@@ -225,4 +234,44 @@ fn say(mut stream: &UnixStream, line: &Line) -> io::Result<()> {
     let mut text = serde_json::to_vec(line)?;
     text.push(b'\n');
     stream.write_all(&text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Gives one byte at a time, slowly.
+    struct Dribble<'a>(&'a [u8]);
+
+    impl Read for Dribble<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            std::thread::sleep(Duration::from_millis(2));
+            let n = self.0.len().min(1).min(buffer.len());
+            buffer[..n].copy_from_slice(&self.0[..n]);
+            self.0 = &self.0[n..];
+            Ok(n)
+        }
+    }
+
+    #[test]
+    fn lines_come_whole_however_they_are_sent() {
+        let mut reader = BufReader::with_capacity(3, &b"one\n\nthree\nrest"[..]);
+        let mut next = || read_line(&mut reader, PATIENCE).unwrap();
+        assert_eq!(next().unwrap(), b"one\n");
+        assert_eq!(next().unwrap(), b"\n");
+        assert_eq!(next().unwrap(), b"three\n");
+        assert_eq!(next(), None, "half a line is none");
+        let long = vec![b'x'; LINE_BYTES_MAX + 1];
+        let cut = read_line(&mut BufReader::new(&long[..]), PATIENCE).unwrap().unwrap();
+        assert_eq!(cut.len(), LINE_BYTES_MAX);
+        let slow = read_line(&mut BufReader::new(Dribble(b"a line\n")), PATIENCE).unwrap();
+        assert_eq!(slow.unwrap(), b"a line\n");
+    }
+
+    #[test]
+    fn a_line_that_is_sent_in_bits_gets_no_more_time() {
+        let bytes = vec![b'x'; 1000];
+        let why = read_line(&mut BufReader::new(Dribble(&bytes)), Duration::from_millis(50)).unwrap_err();
+        assert_eq!(why.kind(), io::ErrorKind::TimedOut);
+    }
 }

@@ -99,4 +99,11 @@ mod tests {
             assert_eq!(parse(odd), None, "{odd:?}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_word_makes_the_listener_panic(said in "(ready|failed)?[ 0-9]{0,5}\n?.{0,20}\n?") {
+            parse(&said);
+        }
+    }
 }

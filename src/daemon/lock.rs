@@ -212,4 +212,19 @@ mod tests {
             drop(lock);
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_record_of_a_holder_makes_the_reader_panic(
+            noise in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..100),
+            at in 0..100_u64,
+        ) {
+            let file = tempfile::tempfile().unwrap();
+            write(&file, &this("mount")).unwrap();
+            for at in [at, 0] {
+                file.write_all_at(&noise, at).unwrap();
+                proptest::prop_assert!(!busy(Path::new("/depot"), &read(&file)).is_empty());
+            }
+        }
+    }
 }

@@ -1,11 +1,11 @@
 //! The daemon of one mount: what is started in which order, and stopped in the reverse one.
 //!
-//! 1. logging, so that everything after it can be heard;
+//! 1. logging, so that everything after it can be heard, a panic too;
 //! 2. the depot's lock, held to the end of the process: nothing of the depot is touched without it;
 //! 3. dead mounts of this depot are taken away, limits raised;
 //! 4. index, filestore, tree; recovery of what the last daemon left;
 //! 5. the kernel session: from here on requests are answered;
-//! 6. jobs, then the control socket;
+//! 6. watchdog and jobs, then the control socket;
 //! 7. signals; then `ready` to whoever waits.
 //!
 //! It ends when the tree is unmounted, by whomever: then the control socket closes, the jobs finish their round, everything
@@ -16,6 +16,7 @@ pub mod detach;
 pub mod lock;
 mod logging;
 mod notify;
+mod panics;
 pub mod places;
 pub mod rooms;
 pub mod users;
@@ -36,7 +37,7 @@ use self::logging::Logging;
 use crate::config::Config;
 use crate::control::{self, Service, report::MountStatus};
 use crate::fuse::options::{Options, Switch};
-use crate::fuse::{Mounting, Session};
+use crate::fuse::{Mounting, Session, watch};
 use crate::jobs;
 use crate::sys::{mountinfo, process};
 use crate::vfs::Vfs;
@@ -64,6 +65,7 @@ pub fn run(plan: &Plan, handover: Option<Handover>) -> anyhow::Result<()> {
     let started = Instant::now();
     let config = Config::load(&plan.depot)?;
     let logging = logging::start(&config.log, handover.is_some())?;
+    panics::end_the_process();
     let holder = Holder::this("mount", Some(&plan.mountpoint));
     let lock = lock::take(&plan.depot, &holder, lock::PATIENCE)?;
     places::clear_dead_mounts(&plan.depot)?;
@@ -75,6 +77,7 @@ pub fn run(plan: &Plan, handover: Option<Handover>) -> anyhow::Result<()> {
         format!("{} cannot be mounted on {}", plan.depot.display(), plan.mountpoint.display())
     })?;
     insist_on_passthrough(&plan.options, &vfs)?;
+    let watchdog = watch::start().context("the watchdog cannot be started")?;
     let workers = jobs::start(&vfs).context("the background jobs cannot be started")?;
     let stop = Stop::new(&plan.mountpoint, &vfs);
     let server = control::Server::start(&plan.depot, service(plan, config, &vfs, &logging, &stop, started))?;
@@ -87,6 +90,7 @@ pub fn run(plan: &Plan, handover: Option<Handover>) -> anyhow::Result<()> {
     notify::notify("STOPPING=1\nSTATUS=finishing what was written");
     signals.close();
     drop(server);
+    drop(watchdog);
     drop(workers);
     put_away(&vfs);
     tracing::info!("ended");

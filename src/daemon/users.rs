@@ -107,4 +107,13 @@ mod tests {
         assert!(!maps_into(&line("08:01", "/srv/xy"), &mount));
         assert!(!maps_into(b"", &mount) && !maps_into(b"7f00-7f01 rw-p 0 00:00 0", &mount));
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_line_makes_the_matching_panic(line in "(7f00-7f01 r--p 0 )?[0-9a-f:é/ ]{0,40}", noise in ".{0,40}") {
+            let mount = Mount { device: (0, 0x2a), ..mount(Path::new("/srv/x")) };
+            maps_into(line.as_bytes(), &mount);
+            maps_into(noise.as_bytes(), &mount);
+        }
+    }
 }

@@ -1,10 +1,12 @@
 //! Bytes that could not be sealed: kept in `_aside/` with the reason beside them until somebody rescues them or they age.
 
-use std::io::{self, Write as _};
+use std::fs::{File, Metadata};
+use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use nix::fcntl::OFlag;
+use nix::sys::stat::SFlag;
 
 use super::error::{Doing, Result};
 use super::staging::{StagingDir, parse_name, staging_path};
@@ -14,6 +16,9 @@ use crate::failpoint;
 
 /// How long set-aside bytes are kept.
 pub const KEPT_FOR: Duration = Duration::from_secs(14 * 24 * 3600);
+
+/// How much of a note is read.
+const REASON_BYTES_MAX: u64 = 64 * 1024;
 
 /// A staging file that was set aside.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,20 +85,32 @@ impl StagingDir {
 
     fn one_aside(&self, name: StagingName) -> Result<Option<Aside>> {
         let path = bytes_path(name);
-        let Some((_, bytes)) = self.volume.open_file(&path, OFlag::O_RDONLY)? else { return Ok(None) };
-        let mut why = String::new();
+        let Some((_, bytes)) = self.plain_file(&path)? else { return Ok(None) };
+        let mut why = Vec::new();
         let mut since = bytes.modified().doing("stat", self.volume.at(&path))?;
-        if let Some((reason, metadata)) = self.volume.open_file(&reason_path(name), OFlag::O_RDONLY)? {
-            why = io::read_to_string(reason).doing("read", self.volume.at(&reason_path(name)))?;
-            since = metadata.modified().doing("stat", self.volume.at(&reason_path(name)))?;
+        if let Some((reason, metadata)) = self.plain_file(&reason_path(name))? {
+            // A note is for people: one that somebody spoiled must not hide the bytes it belongs to.
+            let at = || self.volume.at(&reason_path(name));
+            reason.take(REASON_BYTES_MAX).read_to_end(&mut why).doing("read", at())?;
+            since = metadata.modified().doing("stat", at())?;
         }
         Ok(Some(Aside {
             name,
             path: self.volume.at(&path),
             size: bytes.len(),
-            why: why.trim_end().to_owned(),
+            why: String::from_utf8_lossy(&why).trim_end().to_owned(),
             since,
         }))
+    }
+
+    /// Opens a regular file; `None` when there is none, or something else, which opening could wait for.
+    fn plain_file(&self, path: &str) -> Result<Option<(File, Metadata)>> {
+        match self.volume.stat(path)? {
+            Some(stat) if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFREG => {
+                self.volume.open_file(path, OFlag::O_RDONLY)
+            }
+            _ => Ok(None),
+        }
     }
 
     /// Deletes what was set aside longer ago than `age`, and tells what it was.

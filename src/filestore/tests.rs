@@ -541,3 +541,55 @@ fn stage_many(depot: &Depot, size: usize, count: usize) -> Vec<(Checksum, Staged
     let bytes = |i: usize| i.to_le_bytes().repeat(size / 8);
     (0..count).map(|i| staged(depot.provider(), &bytes(i))).collect()
 }
+
+#[test]
+fn spoiled_notes_do_not_hide_what_was_set_aside() {
+    let depot = Depot::new();
+    let mut names = Vec::new();
+    for bytes in ["one", "two", "three", "four"] {
+        let (_, staged) = staged(depot.provider(), bytes.as_bytes());
+        depot.store.set_aside(staged.name, "why").unwrap();
+        names.push(staged.name);
+    }
+    let note = |name: StagingName| depot.dir.join("_aside").join(format!("{name}.txt"));
+    for name in &names {
+        fs::remove_file(note(*name)).unwrap();
+    }
+    fs::write(note(names[0]), b"not \xff UTF-8\n").unwrap();
+    // A terabyte of zeroes, all of which nobody wants to read.
+    fs::File::create(note(names[1])).unwrap().set_len(1 << 40).unwrap();
+    nix::unistd::mkfifo(&note(names[2]), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    symlink("/dev/zero", note(names[3])).unwrap();
+    let aside = depot.dir.join("_aside");
+    fs::create_dir(aside.join("fffffffffffffff0")).unwrap();
+    nix::unistd::mkfifo(&aside.join("fffffffffffffff1"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    fs::write(aside.join("garbage"), "").unwrap();
+    let found = depot.store.aside().unwrap();
+    assert_eq!(found.iter().map(|one| one.name).collect::<Vec<_>>(), names);
+    assert_eq!(found[0].why, "not \u{fffd} UTF-8");
+    assert!(found[1].why.len() <= 64 * 1024);
+    assert_eq!((found[2].why.as_str(), found[3].why.as_str()), ("", ""));
+    assert_eq!(depot.store.expire_aside(Duration::ZERO).unwrap().len(), 4);
+}
+
+#[test]
+fn a_marker_with_anything_in_it_is_no_marker() {
+    for bytes in [
+        &b""[..],
+        b"\n",
+        b"\xff\xfe",
+        b"00112233",
+        &[b'a'; 33],
+        &[b'0'; 5000],
+        b"zz112233445566778899aabbccddeeff",
+    ] {
+        let depot = Depot::new();
+        let marker = depot.dir.join(".depotfs");
+        fs::remove_file(&marker).unwrap();
+        fs::write(&marker, bytes).unwrap();
+        let why = Filestore::open(&depot.dir, ID, &Options::default()).expect_err("refused");
+        assert!(matches!(why, Error::NotADepotDirectory { .. }), "{bytes:?}: {why}");
+        fs::File::options().write(true).open(&marker).unwrap().set_len(1 << 40).unwrap();
+        assert!(Filestore::open(&depot.dir, ID, &Options::default()).is_err());
+    }
+}

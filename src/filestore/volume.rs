@@ -29,6 +29,8 @@ pub(super) const PRE: &str = "_pre";
 pub(super) const ASIDE: &str = "_aside";
 /// The file that carries the depot's id: 32 hex digits and a line feed.
 pub(super) const MARKER: &str = ".depotfs";
+/// More than any marker has.
+const MARKER_BYTES_MAX: u64 = 4096;
 /// The directory itself, as a path relative to it.
 pub(super) const HERE: &str = ".";
 
@@ -116,10 +118,10 @@ impl Volume {
 
     /// Whether the directory carries the depot's id; another depot's is an error.
     pub(super) fn is_marked(&self, depot_id: [u8; 16]) -> Result<bool> {
-        let Some((mut marker, _)) = self.open_file(MARKER, OFlag::O_RDONLY)? else { return Ok(false) };
-        let mut text = String::new();
-        marker.read_to_string(&mut text).doing("read", self.at(MARKER))?;
-        match unhex::<16>(text.trim_end()) {
+        let Some((marker, _)) = self.open_file(MARKER, OFlag::O_RDONLY)? else { return Ok(false) };
+        let mut text = Vec::new();
+        marker.take(MARKER_BYTES_MAX).read_to_end(&mut text).doing("read", self.at(MARKER))?;
+        match unhex::<16>(String::from_utf8_lossy(&text).trim_end()) {
             Some(id) if id == depot_id => Ok(true),
             Some(id) => {
                 Err(Error::Foreign { dir: self.path.clone(), found: hex(&id), expected: hex(&depot_id) })

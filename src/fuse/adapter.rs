@@ -18,6 +18,7 @@ use fuser::{
 use crate::change::Ino;
 use crate::fuse::convert::{self, FOR_EVER, NOT_AT_ALL, Root, access, handle, handle_access};
 use crate::fuse::errno::{errno, level};
+use crate::fuse::watch::begin;
 use crate::metrics::Operation;
 use crate::vfs::attr::{Attributes, SetAttributes};
 use crate::vfs::copy::Place;
@@ -145,7 +146,7 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        Operation::Lookup.count();
+        let _under_way = begin(Operation::Lookup, parent);
         let parent = self.root.ino(parent);
         match self.vfs.lookup(parent, name.as_bytes()) {
             // Only requests can make the name, so the kernel may remember that it is not there.
@@ -156,12 +157,12 @@ impl Filesystem for Adapter {
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, _nlookup: u64) {
-        Operation::Forget.count();
+        let _under_way = begin(Operation::Forget, ino);
         self.vfs.forget(self.root.ino(ino));
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        Operation::Getattr.count();
+        let _under_way = begin(Operation::Getattr, ino);
         let ino = self.root.ino(ino);
         self.attr("getattr", ino, self.vfs.attributes(ino), reply);
     }
@@ -184,7 +185,7 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        Operation::Setattr.count();
+        let _under_way = begin(Operation::Setattr, ino);
         let ino = self.root.ino(ino);
         let (atime, mtime) = (atime.map(convert::set_time), mtime.map(convert::set_time));
         let set = SetAttributes { mode, uid, gid, size, atime, mtime };
@@ -198,7 +199,7 @@ impl Filesystem for Adapter {
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
-        Operation::Readlink.count();
+        let _under_way = begin(Operation::Readlink, ino);
         let ino = self.root.ino(ino);
         match self.vfs.read_link(ino) {
             Ok(target) => reply.data(&target),
@@ -216,7 +217,7 @@ impl Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        Operation::Mknod.count();
+        let _under_way = begin(Operation::Mknod, parent);
         let parent = self.root.ino(parent);
         let made = match convert::kind(mode) {
             Some(kind) => {
@@ -228,26 +229,26 @@ impl Filesystem for Adapter {
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
-        Operation::Mkdir.count();
+        let _under_way = begin(Operation::Mkdir, parent);
         let parent = self.root.ino(parent);
         let made = self.vfs.make_directory(&caller(req), parent, name.as_bytes(), mode, umask);
         self.entry("mkdir", parent, made, reply);
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        Operation::Unlink.count();
+        let _under_way = begin(Operation::Unlink, parent);
         let parent = self.root.ino(parent);
         self.empty("unlink", parent, self.vfs.unlink(parent, name.as_bytes()), reply);
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        Operation::Rmdir.count();
+        let _under_way = begin(Operation::Rmdir, parent);
         let parent = self.root.ino(parent);
         self.empty("rmdir", parent, self.vfs.remove_directory(parent, name.as_bytes()), reply);
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
-        Operation::Symlink.count();
+        let _under_way = begin(Operation::Symlink, parent);
         let parent = self.root.ino(parent);
         let target = target.as_os_str().as_bytes();
         let made = self.vfs.make_symlink(&caller(req), parent, link_name.as_bytes(), target);
@@ -264,7 +265,7 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        Operation::Rename.count();
+        let _under_way = begin(Operation::Rename, parent);
         let (parent, newparent) = (self.root.ino(parent), self.root.ino(newparent));
         let flavour = if flags.is_empty() {
             Flavour::Replace
@@ -280,14 +281,14 @@ impl Filesystem for Adapter {
     }
 
     fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
-        Operation::Link.count();
+        let _under_way = begin(Operation::Link, ino);
         let ino = self.root.ino(ino);
         let made = self.vfs.link(ino, self.root.ino(newparent), newname.as_bytes());
         self.entry("link", ino, made, reply);
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        Operation::Open.count();
+        let _under_way = begin(Operation::Open, ino);
         let ino = self.root.ino(ino);
         let access = access(flags.0);
         let register = |file: BorrowedFd<'_>| reply.open_backing(file).map(token);
@@ -313,7 +314,7 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        Operation::Create.count();
+        let _under_way = begin(Operation::Create, parent);
         let parent = self.root.ino(parent);
         let access = access(flags);
         let register = |file: BorrowedFd<'_>| reply.open_backing(file).map(token);
@@ -346,7 +347,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        Operation::Read.count();
+        let _under_way = begin(Operation::Read, ino);
         let ino = self.root.ino(ino);
         let mut buffer = vec![0; size as usize];
         match self.vfs.read(ino, offset, &mut buffer) {
@@ -367,7 +368,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        Operation::Write.count();
+        let _under_way = begin(Operation::Write, ino);
         let ino = self.root.ino(ino);
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         match self.vfs.write(ino, offset, data, kill) {
@@ -377,7 +378,7 @@ impl Filesystem for Adapter {
     }
 
     fn flush(&self, _req: &Request, ino: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
-        Operation::Flush.count();
+        let _under_way = begin(Operation::Flush, ino);
         let ino = self.root.ino(ino);
         let done = if handle_access(fh).write { self.vfs.flush(ino) } else { Ok(()) };
         self.empty("close", ino, done, reply);
@@ -393,30 +394,30 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        Operation::Release.count();
+        let _under_way = begin(Operation::Release, ino);
         self.vfs.release(self.root.ino(ino), handle_access(fh));
         reply.ok();
     }
 
     fn fsync(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        Operation::Fsync.count();
+        let _under_way = begin(Operation::Fsync, ino);
         let ino = self.root.ino(ino);
         self.empty("fsync", ino, self.vfs.fsync(ino), reply);
     }
 
     fn fsyncdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        Operation::Fsyncdir.count();
+        let _under_way = begin(Operation::Fsyncdir, ino);
         self.empty("fsync", self.root.ino(ino), self.vfs.sync_index(), reply);
     }
 
     fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        Operation::Opendir.count();
+        let _under_way = begin(Operation::Opendir, _ino);
         // Listings need no handle. The kernel asks once, and from then on lists without opening and keeps what it listed.
         reply.error(Errno::ENOSYS);
     }
 
     fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        Operation::Readdir.count();
+        let _under_way = begin(Operation::Readdir, ino);
         let ino = self.root.ino(ino);
         let root = self.root;
         let mut dots = Dots::from(offset);
@@ -451,7 +452,7 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        Operation::Readdirplus.count();
+        let _under_way = begin(Operation::Readdirplus, ino);
         let ino = self.root.ino(ino);
         let root = self.root;
         let mut dots = Dots::from(offset);
@@ -481,7 +482,7 @@ impl Filesystem for Adapter {
     }
 
     fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
-        Operation::Statfs.count();
+        let _under_way = begin(Operation::Statfs, ino);
         const BLOCK: u64 = 4096;
         match self.vfs.space() {
             Ok((space, files)) => {
@@ -512,11 +513,12 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        Operation::Setxattr.count();
+        let _under_way = begin(Operation::Setxattr, ino);
         let ino = self.root.ino(ino);
         let mode = match flags {
             libc::XATTR_CREATE => SetMode::Create,
             libc::XATTR_REPLACE => SetMode::Replace,
+            flags if flags == libc::XATTR_CREATE | libc::XATTR_REPLACE => SetMode::Neither,
             _ => SetMode::Any,
         };
         let done = self.vfs.set_xattr(&caller(req), ino, name.as_bytes(), value, mode);
@@ -524,13 +526,13 @@ impl Filesystem for Adapter {
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        Operation::Getxattr.count();
+        let _under_way = begin(Operation::Getxattr, ino);
         let ino = self.root.ino(ino);
         self.xattr("getxattr", ino, size, self.vfs.get_xattr(ino, name.as_bytes()), reply);
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        Operation::Listxattr.count();
+        let _under_way = begin(Operation::Listxattr, ino);
         let ino = self.root.ino(ino);
         let list = self.vfs.list_xattrs(&caller(req), ino).map(|names| {
             let mut list = Vec::new();
@@ -544,7 +546,7 @@ impl Filesystem for Adapter {
     }
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        Operation::Removexattr.count();
+        let _under_way = begin(Operation::Removexattr, ino);
         let ino = self.root.ino(ino);
         self.empty("removexattr", ino, self.vfs.remove_xattr(ino, name.as_bytes()), reply);
     }
@@ -559,7 +561,7 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        Operation::Fallocate.count();
+        let _under_way = begin(Operation::Fallocate, ino);
         let ino = self.root.ino(ino);
         let done = match Allocate::from_mode(mode) {
             Some(how) => self.vfs.allocate(&caller(req), ino, offset, length, how),
@@ -577,7 +579,7 @@ impl Filesystem for Adapter {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        Operation::Lseek.count();
+        let _under_way = begin(Operation::Lseek, ino);
         let ino = self.root.ino(ino);
         let what = match whence {
             libc::SEEK_DATA => Seek::Data,
@@ -604,7 +606,7 @@ impl Filesystem for Adapter {
         flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        Operation::CopyFileRange.count();
+        let _under_way = begin(Operation::CopyFileRange, ino_out);
         if !flags.is_empty() {
             return reply.error(Errno::EINVAL);
         }
@@ -641,7 +643,7 @@ impl Dots {
     }
 
     fn next(&mut self) -> Option<(u64, &'static str)> {
-        self.0 += 1;
+        self.0 = self.0.saturating_add(1);
         match self.0 {
             DOT => Some((DOT, ".")),
             DOT_DOT => Some((DOT_DOT, "..")),

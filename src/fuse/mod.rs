@@ -8,5 +8,6 @@ mod convert;
 mod errno;
 pub mod options;
 mod session;
+pub mod watch;
 
 pub use session::{Mounting, Session};

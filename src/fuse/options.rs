@@ -341,5 +341,30 @@ mod tests {
         fn no_text_makes_the_parser_panic(list in "(?s).{0,80}") {
             let _ = parse(&list);
         }
+
+        #[test]
+        fn words_of_the_table_with_any_values_are_taken_or_named(
+            words in proptest::collection::vec(
+                (0..KNOWN.len(), "(=)?", "(on|off|auto|close|fsync|remote|[a-z/.=\"\\\\]{0,12})"),
+                1..6,
+            ),
+        ) {
+            let word = |(row, equals, value): &(usize, String, String)| {
+                format!("{}{equals}{value}", KNOWN[*row].name.trim_end_matches(['*', '=']))
+            };
+            let list: Vec<String> = words.iter().map(word).collect();
+            if let Err(why) = parse(&list.join(",")) {
+                let text = why.to_string();
+                prop_assert!(text.starts_with("mount option ") && text.contains('"'), "{text}");
+            }
+        }
+
+        #[test]
+        fn a_directory_survives_quotes_and_commas(path in "[a-z,\" \\\\]{1,20}") {
+            let quoted: String = path.chars().flat_map(|letter| ['\\', letter]).collect();
+            let options = parse(&format!("ro,subdir={quoted},noatime")).unwrap();
+            prop_assert_eq!(options.subdir, Some(path));
+            prop_assert!(options.read_only && options.atime == Some(Atime::Noatime));
+        }
     }
 }

@@ -11,10 +11,10 @@ use std::path::Path;
 use rusqlite::Connection;
 
 use super::error::{Result, Shown};
-use super::numbers::Numbers;
+use super::numbers::{MARK_MAX, Numbers};
 use super::sql::check as find;
 use super::{BlobRow, Checksum, Counts, Index, Ino, Inode, Kind, sql};
-use crate::change::{LOST_FOUND, RESERVED, ROOT};
+use crate::change::{FIRST_INO, LOST_FOUND, RESERVED, ROOT};
 use crate::failpoint;
 
 /// More rounds than one repair can uncover of another.
@@ -217,7 +217,8 @@ fn findings(problems: Vec<Problem>, repaired: impl Fn(&Problem) -> bool) -> Vec<
 
 /// Mends until nothing more can be; the new high-water mark of the numbers.
 fn mend_all(c: &Connection) -> Result<u64> {
-    let mut mark = recorded_mark(c)?.max(find::highest_number(c)? + 1);
+    // A number out of all bounds is nothing to go on from; it stays a problem.
+    let mut mark = recorded_mark(c)?.max(find::highest_number(c)? + 1).clamp(FIRST_INO, MARK_MAX - 1);
     let mut before = Vec::new();
     for _ in 0..ROUNDS_MAX {
         let found = problems(c)?;
@@ -349,7 +350,7 @@ fn mend(c: &Connection, problem: &Problem, mark: &mut u64) -> Result<()> {
         }
         Counters { actual, .. } => sql::set_counts(c, actual),
         Numbers { highest, .. } => {
-            *mark = (*mark).max(highest + 1);
+            *mark = (*mark).max(highest + 1).min(MARK_MAX - 1);
             Ok(())
         }
     }

@@ -601,18 +601,23 @@ impl Opened {
         };
         let depot_id =
             unhex(&fact(&c, "depot")?).ok_or_else(|| Error::corrupt(path, "the depot's id is unreadable"))?;
+        let usable_mark = |c: &Connection| {
+            let mark = fact(c, "numbers")?;
+            let usable = mark.parse().ok().filter(|mark| (FIRST_INO..numbers::MARK_MAX).contains(mark));
+            usable.ok_or_else(|| Error::corrupt(path, format!("\"{mark}\" is no high-water mark of numbers")))
+        };
+        // Before the first write: what cannot be used stays as it is.
+        usable_mark(&c)?;
+        if sql::counts(&c)?.is_none() || sql::inode(&c, ROOT)?.is_none() {
+            return Err(Error::corrupt(path, "no root or no counters"));
+        }
         let log = File::open(&files.wal).map_err(|e| Error::io(&files.wal, "open the write-ahead log", e))?;
         let redo = Redo::open(files, depot_id)?;
         let writer = Writer::start(files, c, redo, || {
             log.sync_data().map_err(|e| Error::io(&files.wal, "force the write-ahead log", e))
         })?;
-        let mark = fact(&writer, "numbers")?
-            .parse()
-            .map_err(|e| Error::corrupt(path, format!("the high-water mark: {e}")))?;
-        if sql::counts(&writer)?.is_none() || sql::inode(&writer, ROOT)?.is_none() {
-            return Err(Error::corrupt(path, "no root or no counters"));
-        }
-        Ok(Opened { writer, log, depot_id, numbers: Numbers::from_mark(mark) })
+        let numbers = Numbers::from_mark(usable_mark(&writer)?);
+        Ok(Opened { writer, log, depot_id, numbers })
     }
 }
 

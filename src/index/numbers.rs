@@ -6,6 +6,9 @@
 /// How far the mark moves at a time: a force in a million numbers, and 2^43 restarts until they run out.
 const STRIDE: u64 = 1 << 20;
 
+/// The highest mark there can be: numbers have to fit SQL's integers.
+pub(super) const MARK_MAX: u64 = i64::MAX as u64 - STRIDE;
+
 /// The next number and the recorded mark.
 pub(super) struct Numbers {
     next: u64,

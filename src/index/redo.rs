@@ -195,7 +195,7 @@ impl Redo {
         }
         parts.sort_by_key(|records| records.first().map_or(Seq::MAX, |(seq, _)| *seq));
         for (seq, entry) in parts.into_iter().flatten() {
-            let wanted = found.last().map_or(after, |(last, _)| *last) + 1;
+            let wanted = found.last().map_or(after, |(last, _)| *last).wrapping_add(1);
             match seq {
                 old if old < wanted => {}
                 next if next == wanted => found.push((seq, entry)),
@@ -261,7 +261,7 @@ impl Part {
         let mut records: Vec<(Seq, Entry)> = Vec::new();
         let mut rest = bytes.get(HEADER_BYTES as usize..).unwrap_or_default();
         while let Some((seq, payload)) = next(&mut rest, session) {
-            if records.last().is_some_and(|(last, _)| seq != last + 1) {
+            if records.last().is_some_and(|(last, _)| seq != last.wrapping_add(1)) {
                 break;
             }
             let entry = postcard::from_bytes(payload)

@@ -9,8 +9,31 @@ use super::error::{Error, Result};
 use super::{Ino, Inode, sql};
 use crate::change::ROOT;
 
-/// No path is deeper, by far; more steps mean that a damaged index has a cycle.
-const DEPTH_MAX: usize = 1 << 20;
+/// Finds that a way up goes in a circle, within a few rounds of it: every so often it remembers a place, after twice as many
+/// steps the next one (Brent's algorithm). Only a damaged index has such a way.
+struct Circle {
+    remembered: Ino,
+    steps: usize,
+    until: usize,
+}
+
+impl Circle {
+    fn from(start: Ino) -> Circle {
+        Circle { remembered: start, steps: 0, until: 1 }
+    }
+
+    /// The way goes on to `at`; whether it was there before.
+    fn closes_at(&mut self, at: Ino) -> bool {
+        if at == self.remembered {
+            return true;
+        }
+        self.steps += 1;
+        if self.steps == self.until {
+            *self = Circle { remembered: at, steps: 0, until: self.until * 2 };
+        }
+        false
+    }
+}
 
 /// Inodes remembered at most, about 4 MB.
 const REMEMBERED_MAX: usize = 1 << 17;
@@ -29,12 +52,12 @@ pub(super) fn path(c: &Connection, ino: Ino) -> Result<Option<Vec<u8>>> {
 /// The path of a name in a directory.
 pub(super) fn path_of(c: &Connection, directory: Ino, name: &[u8]) -> Result<Option<Vec<u8>>> {
     let mut names = vec![name.to_vec()];
-    let mut at = directory;
+    let (mut at, mut circle) = (directory, Circle::from(directory));
     while at != ROOT {
         let Some((parent, name)) = sql::parent(c, at)? else { return Ok(None) };
         names.push(name);
         at = parent;
-        if names.len() > DEPTH_MAX {
+        if circle.closes_at(at) {
             return Err(cycle(c, at));
         }
     }
@@ -54,17 +77,17 @@ pub(super) fn resolve(c: &Connection, path: &[u8]) -> Result<Option<Inode>> {
 
 /// Whether directory `ino` is `top` or lies below it.
 pub(super) fn is_below(c: &Connection, ino: Ino, top: Ino) -> Result<bool> {
-    let mut at = ino;
-    for _ in 0..DEPTH_MAX {
-        if at == top {
-            return Ok(true);
-        }
+    let (mut at, mut circle) = (ino, Circle::from(ino));
+    while at != top {
         match sql::parent(c, at)? {
             Some((parent, _)) => at = parent,
             None => return Ok(false),
         }
+        if circle.closes_at(at) {
+            return Err(cycle(c, at));
+        }
     }
-    Err(cycle(c, ino))
+    Ok(true)
 }
 
 fn cycle(c: &Connection, ino: Ino) -> Error {
@@ -108,16 +131,16 @@ impl Places {
 
     /// The directory below the root that holds `ino`, or is it; `read` asks the index for a parent.
     pub fn repository(&self, ino: Ino, read: impl Fn(Ino) -> Result<Option<Ino>>) -> Result<Option<Ino>> {
-        let mut at = ino;
-        for _ in 0..DEPTH_MAX {
-            if at == ROOT {
-                return Ok(None);
-            }
+        let (mut at, mut circle) = (ino, Circle::from(ino));
+        while at != ROOT {
             let Some(parent) = self.parent(at, &read)? else { return Ok(None) };
             if parent == ROOT {
                 return Ok(Some(at));
             }
             at = parent;
+            if circle.closes_at(at) {
+                return Ok(None);
+            }
         }
         Ok(None)
     }

@@ -245,6 +245,13 @@ fn apply_entry(c: &Connection, entry: EntryRef<'_>) -> Result<Effects> {
 fn number(files: &Files, c: &Connection, key: &str) -> Result<u64> {
     match sql::meta(c, key)? {
         None => Ok(0),
-        Some(text) => text.parse().map_err(|e| Error::corrupt(&files.db, format!("{key} in meta: {e}"))),
+        Some(text) => match text.parse() {
+            // So many commits nobody makes; and the next ones have to be counted too.
+            Ok(number) if key == APPLIED && number > Seq::MAX / 2 => {
+                Err(Error::corrupt(&files.db, format!("{key} in meta: {number}")))
+            }
+            Ok(number) => Ok(number),
+            Err(e) => Err(Error::corrupt(&files.db, format!("{key} in meta: {e}"))),
+        },
     }
 }

@@ -10,3 +10,4 @@ pub mod mountinfo;
 pub mod process;
 #[cfg(debug_assertions)]
 pub mod sqlite_vfs;
+pub mod thread;

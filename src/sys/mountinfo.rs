@@ -146,6 +146,8 @@ pub fn is_dead(mountpoint: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::{collection, prelude::*};
+    use std::os::unix::ffi::OsStrExt;
 
     const TEXT: &[u8] = b"22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/root rw\n\
         30 22 0:45 / /srv/my\\040tree rw,nosuid,nodev shared:9 master:3 - fuse.depotfs /var/de\\134pot\\011\\043 rw,user_id=0\n\
@@ -185,5 +187,44 @@ mod tests {
     #[test]
     fn this_process_has_a_root_mount() {
         assert!(holder(&mounts().unwrap(), Path::new("/")).is_some());
+    }
+
+    /// As the kernel writes a path.
+    fn escape(path: &[u8]) -> Vec<u8> {
+        let escaped = |byte: &u8| match byte {
+            b' ' | b'\t' | b'\n' | b'\\' | b'#' => format!("\\{byte:03o}").into_bytes(),
+            other => vec![*other],
+        };
+        path.iter().flat_map(escaped).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_parser_panic(
+            noise in collection::vec(any::<u8>(), 0..200),
+            changes in collection::vec((0..TEXT.len(), any::<u8>()), 0..20),
+        ) {
+            parse(&noise);
+            let mut text = TEXT.to_vec();
+            for (at, byte) in changes {
+                text[at] = byte;
+            }
+            for mount in parse(&text) {
+                holder(&[mount], Path::new("/srv/x"));
+            }
+        }
+
+        #[test]
+        fn any_path_comes_back(
+            path in collection::vec(1..=255_u8, 1..30),
+            source in collection::vec(1..=255_u8, 1..30),
+        ) {
+            let path = [b"/".as_slice(), &path].concat();
+            let fields = [b"30 22 0:45 / ".as_slice(), &escape(&path), b" rw - fuse.depotfs ", &escape(&source), b" rw\n"];
+            let mounts = parse(&fields.concat());
+            prop_assert_eq!(mounts.len(), 1);
+            prop_assert_eq!(mounts[0].mountpoint.as_os_str().as_bytes(), &path);
+            prop_assert_eq!(mounts[0].source.as_os_str().as_bytes(), &source);
+        }
     }
 }

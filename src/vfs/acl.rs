@@ -126,6 +126,7 @@ pub fn inherit(default: &[u8], mode: u32) -> Result<(u32, Option<Vec<u8>>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::{collection, prelude::*, sample::select};
 
     fn list(entries: &[(u16, u16, u32)]) -> Vec<u8> {
         format(&entries.iter().map(|&(tag, perm, id)| Entry { tag, perm, id }).collect::<Vec<_>>())
@@ -171,6 +172,41 @@ mod tests {
         let no_mask = list(&[(USER_OBJ, 6, 0), (USER, 6, 5), (GROUP_OBJ, 4, 0), (OTHER, 0, 0)]);
         for bad in [&b""[..], b"\x02\0\0", b"\x01\0\0\0", b"\x02\0\0\0abc", &no_other, &no_mask] {
             assert!(set_access(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    /// Lists that are nearly right, or any bytes.
+    fn value() -> impl Strategy<Value = Vec<u8>> {
+        let tags = vec![USER_OBJ, USER, GROUP_OBJ, GROUP, MASK, OTHER, 0, 3, 0x40];
+        let entry = (select(tags), any::<u16>(), any::<u32>());
+        let whole = [(USER_OBJ, 7, 0), (GROUP_OBJ, 5, 0), (OTHER, 1, 0), (MASK, 7, 0)];
+        prop_oneof![
+            1 => collection::vec(any::<u8>(), 0..40),
+            2 => collection::vec(entry.clone(), 0..8).prop_map(|entries| list(&entries)),
+            4 => collection::vec(entry, 0..2).prop_map(move |more| list(&[&whole[..], &more].concat())),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn any_value_is_refused_or_kept_in_step_with_the_mode(value in value(), mode in any::<u32>()) {
+            let (made, default, changed) = (inherit(&value, mode), set_default(&value), with_mode(&value, mode));
+            let Ok((bits, stored)) = set_access(&value) else {
+                prop_assert!(made.is_err() && default.is_err() && changed.is_err());
+                return Ok(());
+            };
+            prop_assert!(bits <= 0o777);
+            if let Some(stored) = stored {
+                prop_assert_eq!(set_access(&stored).unwrap(), (bits, Some(stored)));
+            }
+            prop_assert_eq!(set_access(&changed.unwrap()).unwrap().0, mode & 0o777);
+            let (inherited, list) = made.unwrap();
+            prop_assert_eq!(inherited & !mode, 0, "no bit that the mode did not ask for");
+            if let Some(list) = list {
+                prop_assert_eq!(set_access(&list).unwrap().0, inherited & 0o777);
+            }
+            let default = default.unwrap();
+            prop_assert_eq!(set_default(&default).unwrap(), default);
         }
     }
 }

@@ -81,7 +81,7 @@ impl Vfs {
     fn attributes_of(&self, node: Option<&Locked<'_>>, mut inode: Inode) -> Result<Attributes> {
         if inode.ino == ROOT {
             // The reserved directories are not listed, so they do not count either.
-            inode.nlink -= RESERVED.len() as u32;
+            inode.nlink = inode.nlink.saturating_sub(RESERVED.len() as u32);
         }
         if let Some(at) = self.atimes.lock().get(&inode.ino) {
             inode.atime = *at;

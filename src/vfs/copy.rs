@@ -56,7 +56,7 @@ impl Vfs {
         let node: &mut State = &mut node;
         let Some(staged) = &mut node.staged else { return Ok(None) };
         let file = staged.row.file;
-        let covered = (to.offset + len).min(inode.size);
+        let covered = to.offset.saturating_add(len).min(inode.size);
         // A copy that ends before its source does becomes bytes at once: half a copy exists in memory only.
         if covered < inode.size && len < REQUEST_BYTES_MAX {
             return Ok(None);
@@ -120,6 +120,7 @@ impl Vfs {
         if len == 0 {
             return Ok(0);
         }
+        let end = to.offset.checked_add(len).ok_or(Error::Invalid("a range beyond what a file can have"))?;
         let writer = {
             let mut node = self.nodes.lock(to.ino);
             self.make_dirty(&mut node, u64::MAX)?;
@@ -129,7 +130,6 @@ impl Vfs {
             self.store.open_staging_writer(staged.row.file)?
         };
         let what = || Error::io(format!("copy bytes of inode {} to inode {}", from.ino, to.ino));
-        let end = to.offset + len;
         let there = writer.stat().map_err(what())?.size;
         self.with_reader(from.ino, |reader| {
             copy_range_over(reader, from.offset, &writer, to.offset, len).map_err(what())

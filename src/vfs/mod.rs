@@ -331,3 +331,6 @@ pub const NAME_BYTES_MAX: usize = 255;
 fn now() -> Nanos {
     clock::now()
 }
+
+#[cfg(test)]
+mod tests;

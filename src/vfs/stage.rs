@@ -194,15 +194,7 @@ impl Vfs {
         // A crash here leaves the blob under its name with a file of its own. Nobody has written to the old one.
         failpoint::hit("swap.detached");
         self.change_hands(sum);
-        let writer = match self.store.open_staging_writer(name) {
-            // The seal's own name for it is there until its commit is durable.
-            Err(filestore::Error::Linked { .. }) => {
-                self.sync_index()?;
-                self.release_retired();
-                self.store.open_staging_writer(name)?
-            }
-            writer => writer?,
-        };
+        let writer = self.only_writer(name)?;
         let found = writer.stat().map_err(Error::io(format!("stat staging file {name}")))?;
         if found.file_ino != file_ino {
             // Somebody put another file under the blob's name while the first was open: the kernel's is out of reach.
@@ -210,6 +202,25 @@ impl Vfs {
             return Err(Error::Swapped(*sum));
         }
         sys::set_mtime(&writer, UNTOUCHED).map_err(Error::io(format!("set the time of staging file {name}")))
+    }
+
+    /// Opens a staging file that was a blob's for writing, once it has no other name.
+    ///
+    /// The staging name from which the blob was made leads to it until the commit of that seal is durable: after a power cut
+    /// it would stand for the version before, of another inode perhaps, with what is written now.
+    fn only_writer(&self, name: StagingName) -> Result<StagingWriter> {
+        let end = Instant::now() + UNLINKED_WITHIN;
+        loop {
+            match self.store.open_staging_writer(name) {
+                Err(filestore::Error::Linked { .. }) if Instant::now() < end => {
+                    self.sync_index()?;
+                    self.release_retired();
+                }
+                opened => return Ok(opened?),
+            }
+            // Another thread may be about to unlink it.
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// The blob has got another file: readers of other inodes that hold the old one must not see what is written to it.
@@ -380,6 +391,9 @@ impl Vfs {
         Ok(())
     }
 }
+
+/// Names that nothing needs any more are unlinked within this time, also by a thread that has many of them to unlink.
+const UNLINKED_WITHIN: Duration = Duration::from_secs(10);
 
 /// How long a writer waits for the backlog before it is told that there is no room.
 const BACKLOG_WAIT_MAX: Duration = Duration::from_secs(60);

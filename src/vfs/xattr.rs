@@ -21,6 +21,8 @@ pub enum SetMode {
     Create,
     /// Only replace.
     Replace,
+    /// Neither: both were forbidden at once, so one of them stands in the way.
+    Neither,
 }
 
 impl Vfs {
@@ -62,8 +64,8 @@ impl Vfs {
         let inode = self.inode(ino)?;
         let there = self.index.xattr(ino, name)?.is_some();
         match mode {
-            SetMode::Create if there => return Err(Error::Exists),
-            SetMode::Replace if !there => return Err(Error::NoAttribute),
+            SetMode::Create | SetMode::Neither if there => return Err(Error::Exists),
+            SetMode::Replace | SetMode::Neither if !there => return Err(Error::NoAttribute),
             _ => {}
         }
         let at = now();
@@ -114,11 +116,12 @@ impl Vfs {
             return Err(Error::Range);
         }
         let spaces: [&[u8]; 4] = [b"user.", b"trusted.", b"security.", b"system.posix_acl_"];
-        if !spaces.iter().any(|space| name.starts_with(space)) {
-            return Err(Error::Unsupported(
-                "attributes outside user, trusted, security and access control lists",
-            ));
+        match spaces.iter().find(|space| name.starts_with(space)) {
+            Some(space) if name.len() == space.len() => Err(Error::Invalid("an attribute without a name")),
+            Some(_) => Ok(()),
+            None => {
+                Err(Error::Unsupported("attributes outside user, trusted, security and access control lists"))
+            }
         }
-        Ok(())
     }
 }

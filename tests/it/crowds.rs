@@ -26,7 +26,7 @@ const HARMLESS: [Errno; 6] =
     [Errno::ENOENT, Errno::EEXIST, Errno::ENOTEMPTY, Errno::ENOTDIR, Errno::EISDIR, Errno::EMLINK];
 
 #[track_caller]
-fn harmless<T>(what: &str, result: io::Result<T>) -> Option<T> {
+pub fn harmless<T>(what: &str, result: io::Result<T>) -> Option<T> {
     match result {
         Ok(value) => Some(value),
         Err(e) => {

@@ -11,13 +11,13 @@ use crate::data::{noise, rw};
 use crate::harness::{Depot, Fails, command, eventually, guarded, on_depot, run_command, scratch, sha1};
 
 /// A small ext4 of its own in a file, mounted.
-struct Disk {
-    at: PathBuf,
+pub struct Disk {
+    pub at: PathBuf,
     _scratch: tempfile::TempDir,
 }
 
 impl Disk {
-    fn new(mib: u64) -> Disk {
+    pub fn new(mib: u64) -> Disk {
         let scratch = scratch();
         let (image, at) = (scratch.path().join("image"), scratch.path().join("disk"));
         File::create(&image).unwrap().set_len(mib << 20).unwrap();
@@ -29,7 +29,7 @@ impl Disk {
         Disk { at, _scratch: scratch }
     }
 
-    fn path(&self) -> &str {
+    pub fn path(&self) -> &str {
         self.at.to_str().unwrap()
     }
 

@@ -12,6 +12,7 @@ mod sys;
 
 mod acl;
 mod attributes;
+mod boundary;
 mod check;
 mod checksums;
 mod coherence;
@@ -27,7 +28,9 @@ mod disk_errors;
 mod failpoints;
 #[cfg(debug_assertions)]
 mod faults;
+mod garbage;
 mod lifecycle;
+mod load;
 mod locks;
 mod mappings;
 mod namespace;
@@ -40,4 +43,6 @@ mod repositories;
 mod requests;
 mod special;
 mod tidy;
+#[cfg(debug_assertions)]
+mod watchdog;
 mod xattrs;

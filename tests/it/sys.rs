@@ -116,7 +116,7 @@ impl std::ops::DerefMut for Aligned {
 pub const XATTR_CREATE: i32 = libc::XATTR_CREATE;
 pub const XATTR_REPLACE: i32 = libc::XATTR_REPLACE;
 
-pub fn setxattr(path: impl AsRef<Path>, name: &str, value: &[u8], flags: i32) -> Result<()> {
+pub fn setxattr(path: impl AsRef<Path>, name: impl AsRef<OsStr>, value: &[u8], flags: i32) -> Result<()> {
     let (path, name) = (c(path.as_ref()), c(name));
     // SAFETY: both strings end in NUL, the value is passed with its length.
     let done =
@@ -155,7 +155,7 @@ pub fn listxattr_into(path: impl AsRef<Path>, names: &mut [u8]) -> Result<usize>
     Errno::result(len).map(|len| len as usize)
 }
 
-pub fn removexattr(path: impl AsRef<Path>, name: &str) -> Result<()> {
+pub fn removexattr(path: impl AsRef<Path>, name: impl AsRef<OsStr>) -> Result<()> {
     let (path, name) = (c(path.as_ref()), c(name));
     // SAFETY: both strings end in NUL.
     Errno::result(unsafe { libc::lremovexattr(path.as_ptr(), name.as_ptr()) }).map(drop)
@@ -255,6 +255,65 @@ pub fn sendfile(from: &File, to: &File, len: usize) -> Result<usize> {
 pub fn set_lock(fd: i32, lock: &libc::flock) -> Result<()> {
     // SAFETY: one system call with a live pointer.
     Errno::result(unsafe { libc::fcntl(fd, libc::F_SETLK, lock) }).map(drop)
+}
+
+/// copy_file_range(2) with any numbers.
+pub fn copy_range_raw(from: &File, at: i64, to: &File, to_at: i64, len: usize, flags: u32) -> Result<usize> {
+    let (mut at, mut to_at) = (at, to_at);
+    // SAFETY: two live descriptors and two local offsets.
+    let n =
+        unsafe { libc::copy_file_range(from.as_raw_fd(), &mut at, to.as_raw_fd(), &mut to_at, len, flags) };
+    Errno::result(n).map(|n| n as usize)
+}
+
+/// lseek(2) with any numbers.
+pub fn seek_raw(file: &File, offset: i64, whence: i32) -> Result<i64> {
+    // SAFETY: a call on numbers.
+    Errno::result(unsafe { libc::lseek(file.as_raw_fd(), offset, whence) })
+}
+
+/// renameat2(2) with any flags.
+pub fn rename_raw(from: &Path, to: &Path, flags: u32) -> Result<()> {
+    let (from, to) = (c(from), c(to));
+    // SAFETY: both strings end in NUL.
+    Errno::result(unsafe {
+        libc::renameat2(libc::AT_FDCWD, from.as_ptr(), libc::AT_FDCWD, to.as_ptr(), flags)
+    })
+    .map(drop)
+}
+
+/// An ioctl(2) that takes a pointer to some bytes, whatever it is.
+pub fn ioctl_raw(file: &File, request: u32) -> Result<i32> {
+    let mut bytes = [0_u8; 4096];
+    // SAFETY: no request of this suite writes more than the buffer has.
+    Errno::result(unsafe { libc::ioctl(file.as_raw_fd(), libc::Ioctl::from(request), bytes.as_mut_ptr()) })
+}
+
+/// fcntl(2) with any command.
+pub fn fcntl_raw(file: &File, command: i32, argument: i32) -> Result<i32> {
+    // SAFETY: the commands of this suite take a number, or refuse it as an address.
+    Errno::result(unsafe { libc::fcntl(file.as_raw_fd(), command, argument) })
+}
+
+/// Sets atime and mtime to any numbers.
+pub fn set_times(path: &Path, seconds: i64, nanoseconds: i64) -> Result<()> {
+    let (path, time) = (c(path), libc::timespec { tv_sec: seconds, tv_nsec: nanoseconds });
+    // SAFETY: the string ends in NUL, the array has two times.
+    Errno::result(unsafe { libc::utimensat(libc::AT_FDCWD, path.as_ptr(), [time, time].as_ptr(), 0) })
+        .map(drop)
+}
+
+/// Seconds of the mtime; std has no words for those that are far from 1970.
+pub fn mtime(path: &Path) -> i64 {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(path).unwrap().mtime()
+}
+
+/// A short name for some bytes.
+pub fn sum(bytes: &[u8]) -> u64 {
+    bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
 }
 
 /// copy_file_range(2) at given offsets; how many bytes it copied.

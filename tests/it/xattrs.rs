@@ -72,7 +72,7 @@ fn names_and_values_have_bounds(t: &Tree) {
     let long = format!("user.{}", "n".repeat(250));
     setxattr(&path, &long, b"x", 0).unwrap();
     assert_eq!(getxattr(&path, &long).unwrap(), b"x");
-    setxattr(&path, &format!("{long}n"), b"x", 0).fails(Errno::ERANGE);
+    setxattr(&path, format!("{long}n"), b"x", 0).fails(Errno::ERANGE);
     setxattr(&path, "", b"x", 0).fails(Errno::ERANGE);
     setxattr(&path, "nonsense.a", b"x", 0).fails(Errno::EOPNOTSUPP);
     setxattr(&path, "user", b"x", 0).fails(Errno::EOPNOTSUPP);

@@ -4,6 +4,7 @@ mod changes;
 mod checks;
 mod files;
 mod full;
+mod nonsense;
 mod random;
 mod reading;
 mod redo;

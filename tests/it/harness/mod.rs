@@ -11,7 +11,7 @@ mod steering;
 pub use depot::{Depot, EMPTY, is_mountpoint, sha1};
 #[cfg(debug_assertions)]
 pub use driver::{Died, Driver};
-pub use run::{Mode, Tree, as_user, guarded, guarded_for, on_depot, run, scratch_for};
+pub use run::{Mode, Tree, as_user, guarded, guarded_for, on_depot, run, run_within, scratch_for};
 pub use shell::{Fails, Ran, command, eventually, run_command, scratch, sh, sh_fails, tool};
 #[cfg(debug_assertions)]
 pub use steering::Steered;

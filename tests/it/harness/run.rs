@@ -165,6 +165,11 @@ pub fn as_user<T: Send>(uid: u32, gid: u32, work: impl FnOnce() -> T + Send) -> 
 
 /// Runs one test in one mode; a mount has to end clean and `check` has to find nothing wrong with its depot.
 pub fn run(mode: Mode, test: fn(&Tree)) {
+    run_within(LIMIT, mode, test);
+}
+
+/// As `run`, of a test that may take longer than others.
+pub fn run_within(limit: Duration, mode: Mode, test: fn(&Tree)) {
     prepare();
     let tree = Arc::new(Tree::new(mode));
     let inside = tree.clone();
@@ -177,7 +182,7 @@ pub fn run(mode: Mode, test: fn(&Tree)) {
             depot.kill();
         }
     };
-    within_limit(body, hung);
+    within_limit(limit, body, hung);
     if let Some(depot) = &tree.depot
         && depot.is_mounted()
     {
@@ -192,13 +197,13 @@ pub fn on_depot(test: fn(&Depot)) {
     prepare();
     let depot = Arc::new(Depot::new(Mode::Passthrough));
     let inside = depot.clone();
-    within_limit(move || test(&inside), || depot.kill());
+    within_limit(LIMIT, move || test(&inside), || depot.kill());
 }
 
 /// Runs a test that needs nothing but an end.
 pub fn guarded(test: fn()) {
     prepare();
-    within_limit(test, || {});
+    within_limit(LIMIT, test, || {});
 }
 
 /// Runs a part of a test that has to end within `limit`; when it does not, `hung` has to free it, and the test fails.
@@ -211,8 +216,8 @@ pub fn guarded_for<T: Send + 'static>(
     within(limit, body, hung)
 }
 
-fn within_limit(body: impl FnOnce() + Send + 'static, hung: impl FnOnce()) {
-    within(LIMIT, body, hung);
+fn within_limit(limit: Duration, body: impl FnOnce() + Send + 'static, hung: impl FnOnce()) {
+    within(limit, body, hung);
 }
 
 /// Runs `body` on a thread; when it does not come back, `hung` has to free it, and the test fails.
