@@ -410,8 +410,8 @@ impl Filesystem for Adapter {
         self.empty("fsync", self.root.ino(ino), self.vfs.sync_index(), reply);
     }
 
-    fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let _under_way = begin(Operation::Opendir, _ino);
+    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let _under_way = begin(Operation::Opendir, ino);
         // Listings need no handle. The kernel asks once, and from then on lists without opening and keeps what it listed.
         reply.error(Errno::ENOSYS);
     }
