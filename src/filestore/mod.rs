@@ -8,6 +8,7 @@
 
 mod aside;
 mod blob;
+mod crowd;
 mod error;
 mod file_system;
 mod latch;
@@ -107,8 +108,12 @@ impl Filestore {
         self.provider.staging(name)?.stat(name)
     }
 
-    /// Makes bytes and names of staging files durable. Many at once cost one flush, one alone does not wait for others.
+    /// Makes bytes and names of staging files durable. Many at once cost one flush, and so do single ones that several
+    /// threads ask for at the same time; one alone does not wait for others.
     pub fn force_staging(&self, names: &[StagingName]) -> Result<()> {
+        if let [name] = names {
+            return self.provider.staging(*name)?.force_one(*name);
+        }
         let mut dirs: Vec<(Arc<StagingDir>, Vec<StagingName>)> = Vec::new();
         for name in names {
             let dir = self.provider.staging(*name)?;

@@ -18,6 +18,7 @@ use nix::unistd::{Uid, fchownat, getegid, geteuid};
 use parking_lot::Mutex;
 
 use super::blob::{BlobFile, read_fully};
+use super::crowd::Crowd;
 use super::error::{Doing, Error, Result};
 use super::volume::{PRE, ToForce, Volume};
 use crate::change::StagingName;
@@ -27,6 +28,9 @@ use crate::sys::file;
 
 /// Mode of a staging file while it is nobody's blob.
 const OWN_MODE: u32 = 0o600;
+
+/// Files from this size on are given to the disk when they are hashed.
+const WRITTEN_EARLY_BYTES_MIN: i64 = 1 << 20;
 
 /// Path of a staging file relative to its provider's directory.
 pub(super) fn staging_path(name: StagingName) -> String {
@@ -39,6 +43,7 @@ pub struct StagingDir {
     pub(super) volume: Arc<Volume>,
     /// What flushes found out about a name, for as long as the name is here; a name not listed was never forced.
     forced: Mutex<HashMap<StagingName, Forced>>,
+    crowd: Crowd,
 }
 
 /// What is known of a staging file's way to the disk.
@@ -83,7 +88,7 @@ impl StagingStat {
 
 impl StagingDir {
     pub(super) fn new(volume: Arc<Volume>) -> StagingDir {
-        StagingDir { volume, forced: Mutex::default() }
+        StagingDir { volume, forced: Mutex::default(), crowd: Crowd::default() }
     }
 
     /// Makes an empty staging file that did not exist.
@@ -199,6 +204,11 @@ impl StagingDir {
         Ok(())
     }
 
+    /// As `force`, of one file, together with others that are asked for meanwhile.
+    pub fn force_one(&self, name: StagingName) -> Result<()> {
+        self.crowd.force(name, |names| self.force(names))
+    }
+
     /// Remembers that the disk refused bytes of a staging file.
     pub(super) fn refuse(&self, name: StagingName) {
         self.forced.lock().insert(name, Forced::Refused);
@@ -262,8 +272,13 @@ impl StagingReader {
     }
 
     /// SHA-1 and BLAKE3 of its bytes; `None` when `go_on` said false on the way.
+    ///
+    /// The disk writes a large file meanwhile: whoever has it hashed has it forced next.
     pub fn digest(&self, go_on: impl Fn() -> bool) -> io::Result<Option<Digest>> {
         failpoint::call("staging.read")?;
+        if fstat(&self.file)?.st_size >= WRITTEN_EARLY_BYTES_MIN {
+            file::start_writeback(&self.file)?;
+        }
         checksum::digest(&self.file, go_on)
     }
 }

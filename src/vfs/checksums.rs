@@ -29,7 +29,7 @@ impl Vfs {
                 let row = if row.sha256.is_some() && row.md5.is_some() {
                     row
                 } else if row.size <= DIGEST_AT_ONCE_BYTES_MAX {
-                    self.publish_digests(&row)?
+                    self.publish_digests(&row, false)?
                 } else {
                     self.queue_digests(row.checksum);
                     return Err(Error::NoAttribute);
@@ -67,17 +67,18 @@ impl Vfs {
         let row = self
             .sealed_blob(ino)?
             .ok_or(Error::Unsupported("checksum of something that is being written"))?;
-        if row.sha256.is_some() && row.md5.is_some() { Ok(row) } else { self.publish_digests(&row) }
+        if row.sha256.is_some() && row.md5.is_some() { Ok(row) } else { self.publish_digests(&row, true) }
     }
 
-    /// Computes and records SHA-256 and MD5 of a blob.
-    fn publish_digests(&self, row: &BlobRow) -> Result<BlobRow> {
+    /// Computes and records SHA-256 and MD5 of a blob, which somebody waits for or not.
+    fn publish_digests(&self, row: &BlobRow, waited_for: bool) -> Result<BlobRow> {
         let blob = self.store.open_blob(&row.checksum, row.size)?;
         let what = Error::io(format!("read blob {}", row.checksum));
-        let (sha256, md5) = blob.published_digests().map_err(what)?;
+        let computed = if waited_for { blob.published_digests_soon() } else { blob.published_digests() };
+        let (sha256, md5) = computed.map_err(what)?;
         // A blob's file can change hands and be written while it is read: then what was read is nobody's.
         if self.store.open_blob(&row.checksum, row.size)?.file_ino() != blob.file_ino() {
-            return self.publish_digests(row);
+            return self.publish_digests(row, waited_for);
         }
         if !self.options.read_only {
             match self.commit(&[Change::Digests { checksum: row.checksum, sha256, md5 }]) {
@@ -109,7 +110,7 @@ impl Vfs {
             if row.sha256.is_some() && row.md5.is_some() {
                 continue;
             }
-            match self.publish_digests(&row) {
+            match self.publish_digests(&row, false) {
                 Ok(_) => published = true,
                 // A missing or altered blob is told where it is opened; the others must not wait for it.
                 Err(Error::Store(error)) => tracing::debug!("digests of {sum}: {error}"),

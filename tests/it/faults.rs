@@ -271,7 +271,7 @@ fn a_seal_that_fails_is_tried_again(world: &World) {
                 (world.path("unsealed"), noise(point.len() as u64 + error.len() as u64, 5000));
             fs::write(&path, &bytes).unwrap();
             if point == "index.begin" {
-                world.depot.set(&format!("redo.write={error}*3"));
+                world.depot.set(&format!("redo.write={error}"));
             } else {
                 world.depot.set(&format!("{point}={error}"));
             }
