@@ -102,7 +102,7 @@ impl Recording {
         let (begun, ended) = (self.records[first].time, self.records[to - 1].time);
         let cut = |i: u64| {
             let mut part = |of: u64| (of * i + random.below(of.max(1))) / count as u64;
-            let at = match i % 2 == 0 {
+            let at = match i.is_multiple_of(2) {
                 true => first + part(calls) as usize,
                 false => {
                     let time = begun + part(ended - begun);
