@@ -50,7 +50,7 @@ test: setup ## set up, then everything: format, lints, unit, integration, tidy a
 	PATH="$(TOOLS)/bin:$$PATH" $(CARGO) test --locked
 
 test-slow: setup ## the tests that take hours, thousands of power cuts among them
-	PATH="$(TOOLS)/bin:$$PATH" $(CARGO) test --release --locked --test it -- --ignored --nocapture
+	PATH="$(TOOLS)/bin:$$PATH" $(CARGO) test --locked --test it -- --ignored --nocapture
 
 bench: run-packages bench-peers ## measure, alone and beside other file systems; see docs/benchmarks.md
 	for bench in hashing index filestore vfs; do $(CARGO) bench --locked --bench $$bench || exit 1; done

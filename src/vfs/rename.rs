@@ -132,8 +132,8 @@ impl Vfs {
     fn force_ahead(&self, ino: Ino) {
         let name = self.nodes.existing(ino).and_then(|node| {
             let staged = node.staged.as_ref()?;
-            (!staged.row.forced && staged.row.failed.is_none() && node.clone.is_none())
-                .then_some(staged.row.file)
+            let forced = staged.row.forced && staged.unforced_since.is_none();
+            (!forced && staged.row.failed.is_none() && node.clone.is_none()).then_some(staged.row.file)
         });
         if let Some(name) = name {
             let _ = self.store.force_staging(&[name]);

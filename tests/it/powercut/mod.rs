@@ -60,6 +60,8 @@ fn record_and_judge(plan: Plan, seed: u64) {
         let done = workload::run(&depot, &Clock::new(&device), plan.work, plan.calm, seed);
         let to = device.position();
         depot.umount();
+        depot.verify_blobs();
+        depot.check();
         (done, from, to)
     };
     let (done, from, to) = guarded_for(limit, record, || watched.break_down());

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use depotfs::index::Index;
@@ -79,7 +80,7 @@ fn recover_and_judge(plan: Plan, disk: &Path, cut: &Cut, done: &Done, random: &m
         }
     }
     depot.umount();
-    depot.verify_blobs();
+    faults.extend(depot.blobs().into_iter().filter_map(|sum| altered(&depot, &sum)));
     let checked = depot.cli(&["check", depot.dir_str()]);
     if checked.code != Some(0) {
         faults.push(format!("check: {}{}", checked.out, checked.err));
@@ -87,21 +88,31 @@ fn recover_and_judge(plan: Plan, disk: &Path, cut: &Cut, done: &Done, random: &m
     faults
 }
 
-/// Names and checksums of the staging files that the index names, orphans aside, before recovery sees them. What the index
-/// is after the power cut, its redo log applied, is seen in a copy.
+/// What is wrong with the bytes of a blob.
+fn altered(depot: &Depot, sum: &str) -> Option<String> {
+    let path = depot.blob(sum);
+    let (found, meta) = (sha1(&fs::read(&path).unwrap()), fs::metadata(&path).unwrap());
+    let tell =
+        || format!("blob {sum} has the bytes of {found} ({} bytes, {} links)", meta.len(), meta.nlink());
+    (found != sum).then(tell)
+}
+
+/// Names and checksums of the staging files that the index names, orphans aside, before recovery sees them.
 fn unsealed(depot: &Depot) -> Vec<(String, String)> {
     let copy = scratch();
-    for name in ["index.db", "index.db-wal", "index.redo0", "index.redo1"] {
-        let _ = fs::copy(depot.dir.join(name), copy.path().join(name));
+    for file in fs::read_dir(&depot.dir).unwrap().flatten() {
+        if file.file_name().to_string_lossy().starts_with("index.") {
+            fs::copy(file.path(), copy.path().join(file.file_name())).unwrap();
+        }
     }
     let index = Index::open(&copy.path().join("index.db")).unwrap();
-    let orphans: HashSet<u64> = index.orphans().unwrap().into_iter().collect();
+    let orphans = index.orphans().unwrap();
     let rows = index.staged().unwrap().into_iter().filter(|row| !orphans.contains(&row.ino));
     let bytes = |name: String| {
         let bytes = fs::read(depot.dir.join("filestore/_pre").join(&name)).ok()?;
         (!bytes.is_empty()).then(|| (name, sha1(&bytes)))
     };
-    rows.map(|row| row.file.to_string()).filter_map(bytes).collect()
+    rows.filter_map(|row| bytes(row.file.to_string())).collect()
 }
 
 /// Checksums of the bytes that were set aside.

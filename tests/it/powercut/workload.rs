@@ -473,8 +473,8 @@ impl Worker<'_> {
     }
 
     /// A few steps with one log.
-    fn log(&mut self, open: &mut Option<(File, Object)>) {
-        let (file, object) = match open.take() {
+    fn log(&mut self, open: &mut Option<(File, Object, Instant)>) {
+        let (file, object, opened) = match open.take() {
             Some(open) => open,
             None => {
                 let name = format!("log{}", self.diary.objects.len());
@@ -483,7 +483,7 @@ impl Worker<'_> {
                 if !self.is_calm() {
                     self.sync(&file, object);
                 }
-                (file, object)
+                (file, object, Instant::now())
             }
         };
         let size = self.diary.objects[object].size();
@@ -500,10 +500,11 @@ impl Worker<'_> {
             _ if self.is_calm() => {}
             _ => self.sync(&file, object),
         }
-        if size > 400_000 {
+        // What is open for longer is forced unasked, and then may be there in any part.
+        if size > 400_000 || opened.elapsed() > Duration::from_secs(15) {
             self.close(file, object);
         } else {
-            *open = Some((file, object));
+            *open = Some((file, object, opened));
         }
     }
 
