@@ -26,6 +26,7 @@ mod disk_errors;
 mod lifecycle;
 mod locks;
 mod mappings;
+mod model;
 mod namespace;
 mod privileges;
 mod programs;

@@ -164,7 +164,7 @@ pub fn as_user<T: Send>(uid: u32, gid: u32, work: impl FnOnce() -> T + Send) -> 
 }
 
 /// Runs one test in one mode; a mount has to end clean and `check` has to find nothing wrong with its depot.
-pub fn run(mode: Mode, test: fn(&Tree)) {
+pub fn run(mode: Mode, test: impl FnOnce(&Tree) + Send + 'static) {
     prepare();
     let tree = Arc::new(Tree::new(mode));
     let inside = tree.clone();
