@@ -14,21 +14,16 @@ mod world;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
 
 use crate::harness::{self, Mode};
-use runner::{Plan, Record};
+use runner::{Plan, Record, said};
 
 const SHORT: Plan = Plan { threads: 3, phases: 6, operations: 120, reclaim: false };
 const LONG: Plan = Plan { threads: 3, phases: 14, operations: 250, reclaim: true };
-
-/// What a panic said.
-fn said(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-    text.unwrap_or("something that is no text").to_owned()
-}
 
 fn seeds(usual: Range<u64>) -> Range<u64> {
     let Ok(text) = std::env::var("MODEL_SEEDS") else { return usual };
@@ -60,8 +55,10 @@ fn try_seed(mode: Mode, seed: u64, plan: Plan) {
         record.failed.as_ref().map_or((0..record.done.len()).collect(), |(thread, _)| vec![*thread]);
     for thread in suspects {
         let fails = |ops: &[operations::Op]| {
-            let ops = ops.to_vec();
-            catch_unwind(|| harness::run(mode, move |t| runner::replay(t, &ops))).is_err()
+            let (ops, needed) = (ops.to_vec(), Arc::new(AtomicUsize::new(0)));
+            let begun = needed.clone();
+            let replay = move || harness::run(mode, move |t| runner::replay(t, &ops, &begun));
+            catch_unwind(AssertUnwindSafe(replay)).err().map(|_| needed.load(Ordering::Relaxed))
         };
         match shrink::shrink(&record.done[thread], fails) {
             Some(least) => {

@@ -1,8 +1,10 @@
 //! Several threads at work in one tree, each in a directory of its own and now and then in another's; phase after phase,
 //! with something drastic between.
 
+use std::any::Any;
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
@@ -10,6 +12,12 @@ use super::operations::{Between, Op, Random, any};
 use super::reference::Kind;
 use super::world::{Outcome, World};
 use crate::harness::{EMPTY, Tree, eventually, sha1};
+
+/// What a panic said.
+pub fn said(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("something that is no text").to_owned()
+}
 
 /// How much is done.
 #[derive(Clone, Copy)]
@@ -52,15 +60,16 @@ pub fn run(t: &Tree, seed: u64, plan: Plan, record: &Mutex<Record>) {
     worlds.iter().for_each(|world| world.lock().close_all());
 }
 
-/// Does what a thread did once more, alone.
-pub fn replay(t: &Tree, ops: &[Op]) {
+/// Does what a thread did once more, alone; `begun` counts the operations.
+pub fn replay(t: &Tree, ops: &[Op], begun: &AtomicUsize) {
     let mut world = World::new(t, "w0");
-    for (i, op) in ops.iter().enumerate() {
+    for op in ops {
+        begun.fetch_add(1, Ordering::Relaxed);
         let outcome = match op {
             Op::Between(between) => pass(t, &mut [&mut world], *between).map_err(|(_, why)| why),
             op => world.apply(op),
         };
-        outcome.unwrap_or_else(|why| panic!("operation {i}: {why}"));
+        outcome.unwrap_or_else(|why| panic!("{why}"));
     }
     world.compare().unwrap_or_else(|why| panic!("at the end: {why}"));
     world.close_all();
@@ -96,7 +105,8 @@ fn phase(worlds: &[Mutex<World<'_>>], plan: Plan, random: &mut Random, record: &
                         return;
                     }
                     let op = any(&mut random, own, worlds.len());
-                    if let Err(why) = step(worlds, own, op, record) {
+                    let step = catch_unwind(AssertUnwindSafe(|| step(worlds, own, op, record)));
+                    if let Err(why) = step.unwrap_or_else(|panic| Err(said(&*panic))) {
                         stop.store(true, Ordering::Relaxed);
                         record.lock().failed.get_or_insert((own, why));
                     }

@@ -17,9 +17,6 @@ use super::reference::{Id, Kind, Reference, Result, Span, Stamp};
 use crate::harness::{Tree, command, run_command};
 use crate::sys;
 
-/// How far the clock that file systems read lags behind.
-const CLOCK_LAG: i64 = 30_000_000;
-
 /// What went wrong, in words.
 pub type Outcome<T = ()> = std::result::Result<T, String>;
 
@@ -73,7 +70,8 @@ pub fn errno(error: std::io::Error) -> Errno {
 
 /// Does something, and tells between which moments it happened.
 fn timed<T>(work: impl FnOnce() -> T) -> (T, Span) {
-    let low = now() - CLOCK_LAG;
+    // File systems read a clock that may lag far behind the exact one.
+    let low = sys::coarse_clock();
     let done = work();
     (done, Span { low, high: now() })
 }
@@ -369,8 +367,9 @@ impl<'t> World<'t> {
     fn on_file(&mut self, op: &Op) -> Outcome {
         match op {
             Op::Open { slot, path, flags, mode } => {
+                let changes = OFlag::O_WRONLY | OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_TRUNC;
                 let directory = |id: Id| self.reference.inode(id).is_directory();
-                if self.reference.find(path).is_ok_and(directory) && *flags == OFlag::O_RDONLY {
+                if self.reference.find(path).is_ok_and(directory) && !flags.intersects(changes) {
                     return Ok(());
                 }
                 let flags = *flags | OFlag::O_NOFOLLOW;
@@ -579,8 +578,11 @@ impl<'t> World<'t> {
                 let (seen, span) = timed(|| sys::setxattr(at(path), name, value.get(), 0));
                 if let Some(((), id)) = agree(seen, self.with_xattrs(path))? {
                     let inode = self.reference.inode_mut(id);
-                    inode.xattrs.insert(name, value.get().to_vec());
-                    inode.change(span);
+                    // To the same value, some move the time and some do not.
+                    match inode.xattrs.insert(name, value.get().to_vec()) {
+                        Some(old) if old == value.get() => inode.ctime.may_move(span),
+                        _ => inode.change(span),
+                    }
                 }
             }
             Op::RemoveXattr { path, name } => {
