@@ -153,6 +153,8 @@ pub struct Vfs {
     backlog: Backlog,
     /// Staging names that nothing needs once the commit with that number is durable.
     retired: Mutex<BTreeMap<Seq, Vec<StagingName>>>,
+    /// Held while retired names are unlinked, so that whoever waits for that finds them gone.
+    releasing: Mutex<()>,
     /// Orphans that can end.
     reapable: Mutex<Vec<Ino>>,
     /// Times of last read not yet written to the index.
@@ -200,6 +202,7 @@ impl Vfs {
             passthrough_off: Mutex::new(off),
             backlog: Backlog::default(),
             retired: Mutex::default(),
+            releasing: Mutex::default(),
             reapable: Mutex::default(),
             atimes: Mutex::default(),
             settings: RwLock::default(),

@@ -187,7 +187,7 @@ impl Vfs {
         let latch = self.store.latch(sum);
         self.store.detach(&latch, name)?;
         self.change_hands(sum);
-        let writer = self.store.open_staging_writer(name)?;
+        let writer = self.sole_writer(name)?;
         let found = writer.stat().map_err(Error::io(format!("stat staging file {name}")))?;
         if found.file_ino != file_ino {
             // Somebody put another file under the blob's name while the first was open: the kernel's is out of reach.
@@ -195,6 +195,19 @@ impl Vfs {
             return Err(Error::Swapped(*sum));
         }
         sys::set_mtime(&writer, UNTOUCHED).map_err(Error::io(format!("set the time of staging file {name}")))
+    }
+
+    /// Opens a staging file that was a blob's own file until now. The name it was sealed under may be there still, for a
+    /// power cut before the seal is durable: then it is made durable first, as what that name means is about to change.
+    fn sole_writer(&self, name: StagingName) -> Result<StagingWriter> {
+        match self.store.open_staging_writer(name) {
+            Err(filestore::Error::Linked { .. }) => {
+                self.index.sync()?;
+                self.release_retired();
+                Ok(self.store.open_staging_writer(name)?)
+            }
+            opened => Ok(opened?),
+        }
     }
 
     /// The blob has got another file: readers of other inodes that hold the old one must not see what is written to it.
