@@ -23,6 +23,7 @@ mod crowds;
 mod data;
 mod directories;
 mod disk_errors;
+mod kills;
 mod lifecycle;
 mod locks;
 mod mappings;

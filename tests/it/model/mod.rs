@@ -20,6 +20,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use crate::harness::{self, Mode};
+pub use operations::Random;
 use runner::{Plan, Record, said};
 
 const SHORT: Plan = Plan { threads: 3, phases: 6, operations: 120, reclaim: false };
