@@ -113,6 +113,7 @@ impl Vfs {
 
     /// Unlinks staging files whose end is durable.
     pub(super) fn release_retired(&self) {
+        let _releasing = self.releasing.lock();
         let durable = self.index.durable_seq();
         let done = {
             let mut retired = self.retired.lock();

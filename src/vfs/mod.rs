@@ -155,6 +155,8 @@ pub struct Vfs {
     retired: Mutex<BTreeMap<Seq, Vec<(StagingName, bool)>>>,
     /// Staging files that nothing needs and that are a blob's file too, perhaps of one that no commit ever named.
     half_put: Mutex<Vec<StagingName>>,
+    /// Held while retired names are unlinked, so that whoever waits for that finds them gone.
+    releasing: Mutex<()>,
     /// Orphans that can end.
     reapable: Mutex<Vec<Ino>>,
     /// Times of last read not yet written to the index.
@@ -203,6 +205,7 @@ impl Vfs {
             backlog: Backlog::default(),
             retired: Mutex::default(),
             half_put: Mutex::default(),
+            releasing: Mutex::default(),
             reapable: Mutex::default(),
             atimes: Mutex::default(),
             settings: RwLock::default(),

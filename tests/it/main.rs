@@ -29,10 +29,12 @@ mod failpoints;
 #[cfg(debug_assertions)]
 mod faults;
 mod garbage;
+mod kills;
 mod lifecycle;
 mod load;
 mod locks;
 mod mappings;
+mod model;
 mod namespace;
 mod powercut;
 mod privileges;

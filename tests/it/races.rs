@@ -2,13 +2,18 @@
 
 use std::fs::{self, FileTimes, OpenOptions};
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use crate::data::noise;
-use crate::harness::Tree;
+use crate::harness::{Tree, sha1};
+use crate::sys::getxattr;
 
-modes!(mounted: renames_meet_seals, writers_meet_seals, times_set_during_a_seal_stay, removals_meet_seals);
+modes!(mounted:
+    renames_meet_seals, writers_meet_seals, times_set_during_a_seal_stay, removals_meet_seals,
+    a_seal_that_is_not_durable_yet_stops_no_writer,
+);
 
 /// Runs `work` while another thread flushes without a pause, then seals what is left.
 fn while_sealing(t: &Tree, work: impl FnOnce()) {
@@ -101,4 +106,23 @@ fn removals_meet_seals(t: &Tree) {
         }
     });
     assert_eq!(fs::read_dir(t.dir()).unwrap().count(), 100);
+}
+
+fn a_seal_that_is_not_durable_yet_stops_no_writer(t: &Tree) {
+    let mut model = noise(1, 100_000);
+    for round in 0..5 {
+        let path = t.file("file", &model);
+        // Seals it at once, and forces nothing.
+        let told = getxattr(&path, "user.depotfs.sha1").unwrap();
+        assert_eq!(String::from_utf8(told).unwrap(), sha1(&model));
+        let reader = fs::File::open(&path).unwrap();
+        let writer = OpenOptions::new().write(true).open(&path).unwrap();
+        writer.write_all_at(b"changed", 50_000).unwrap();
+        model[50_000..50_007].copy_from_slice(b"changed");
+        let mut seen = vec![0; model.len()];
+        reader.read_exact_at(&mut seen, 0).unwrap();
+        assert!(seen == model, "round {round}");
+        drop((reader, writer));
+        model[0] = round;
+    }
 }

@@ -164,12 +164,12 @@ pub fn as_user<T: Send>(uid: u32, gid: u32, work: impl FnOnce() -> T + Send) -> 
 }
 
 /// Runs one test in one mode; a mount has to end clean and `check` has to find nothing wrong with its depot.
-pub fn run(mode: Mode, test: fn(&Tree)) {
+pub fn run(mode: Mode, test: impl FnOnce(&Tree) + Send + 'static) {
     run_within(LIMIT, mode, test);
 }
 
 /// As `run`, of a test that may take longer than others.
-pub fn run_within(limit: Duration, mode: Mode, test: fn(&Tree)) {
+pub fn run_within(limit: Duration, mode: Mode, test: impl FnOnce(&Tree) + Send + 'static) {
     prepare();
     let tree = Arc::new(Tree::new(mode));
     let inside = tree.clone();
