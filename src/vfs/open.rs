@@ -178,6 +178,10 @@ impl Vfs {
         let how =
             self.serve(&mut node, &inode, lazily, register).inspect_err(|_| self.close_staged(&mut node))?;
         self.admit(&mut node, access);
+        if !access.write {
+            // Nobody is going to close it for writing.
+            self.close_staged(&mut node);
+        }
         drop(node);
         self.begin_sync(ino, access)?;
         // Nothing but a request can change the attributes of an empty new file, so the kernel may keep them.

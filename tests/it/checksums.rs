@@ -4,6 +4,8 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode as Bits;
 
 use crate::data::{noise, rw};
 use crate::harness::{EMPTY, Fails, Tree, eventually, sh, sha1};
@@ -11,7 +13,7 @@ use crate::sys::{getxattr, listxattr, removexattr, setxattr};
 
 modes!(mounted:
     they_answer_for_a_file, a_closed_file_is_sealed_first, they_follow_the_content, they_are_not_listed,
-    setting_and_removing_do_nothing, an_empty_file_has_them, only_regular_files_have_them, big_files_take_a_moment,
+    setting_and_removing_do_nothing, an_empty_file_has_them, a_file_made_by_a_reader_has_them, only_regular_files_have_them, big_files_take_a_moment,
 );
 
 fn hex(bytes: &[u8]) -> String {
@@ -96,6 +98,14 @@ fn an_empty_file_has_them(t: &Tree) {
     t.file("empty", "");
     tells(t, "empty", b"");
     assert_eq!(t.depot().checksum("repo/empty"), EMPTY);
+}
+
+fn a_file_made_by_a_reader_has_them(t: &Tree) {
+    let flags = OFlag::O_RDONLY | OFlag::O_CREAT;
+    let made = open(&t.path("made"), flags, Bits::from_bits_truncate(0o644)).unwrap();
+    tells(t, "made", b"");
+    drop(made);
+    tells(t, "made", b"");
 }
 
 fn only_regular_files_have_them(t: &Tree) {
