@@ -97,8 +97,9 @@ impl Vfs {
         let no_flush = !changes || self.durability_of(ino)? == Durability::Fsync;
         let mut lazily = false;
         if changes {
-            self.open_to_write(&mut node, access)?;
-            lazily = access.truncate && self.guess(&mut node, caller, access);
+            let anew = self.open_to_write(&mut node, access)?;
+            // A mapping left behind is of the staging file itself, which the kernel has to go on serving.
+            lazily = anew && self.guess(&mut node, caller, access);
             if access.truncate && has_set_id_bits(&inode) && !caller.keeps_set_id_bits() {
                 self.drop_set_id_bits(&inode)?;
             }
@@ -266,21 +267,22 @@ impl Vfs {
         }
     }
 
-    /// Puts the newest bytes of a file into a staging file, empty with O_TRUNC.
-    fn open_to_write(&self, node: &mut Locked<'_>, access: Access) -> Result<()> {
+    /// Puts the newest bytes of a file into a staging file, empty with O_TRUNC; whether it is one that nobody ever saw.
+    fn open_to_write(&self, node: &mut Locked<'_>, access: Access) -> Result<bool> {
         if !access.truncate {
-            return self.make_dirty(node, u64::MAX);
+            return self.make_dirty(node, u64::MAX).map(|()| false);
         }
         node.settle();
         // Read only now: while this waited for a seal to end, the content changed.
         let inode = &self.inode(node.ino())?;
         if matches!(node.serving, Serving::Idle) && !self.is_mapped(node, inode)? {
-            return self.start_empty(node, inode);
+            return self.start_empty(node, inode).map(|()| true);
         }
         self.make_dirty(node, 0)?;
         let Some(staged) = &node.staged else { return Err(Error::Stale(inode.ino)) };
         let writer = self.store.open_staging_writer(staged.row.file)?;
-        writer.set_len(0).map_err(Error::io(format!("empty staging file {}", staged.row.file)))
+        writer.set_len(0).map_err(Error::io(format!("empty staging file {}", staged.row.file)))?;
+        Ok(false)
     }
 
     /// A file about to be emptied whose newest bytes were forced, and are in no blob, is sealed first: a power cut may find

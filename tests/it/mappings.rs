@@ -6,13 +6,14 @@ use std::os::unix::fs::FileExt;
 use nix::errno::Errno;
 
 use crate::data::{noise, rw};
-use crate::harness::{Fails, Tree, sha1};
+use crate::harness::{Fails, Tree, sh, sha1};
 use crate::sys::Map;
 
 modes!(all:
     a_shared_mapping_is_the_file, a_private_mapping_keeps_its_stores, stores_after_close_reach_the_file,
     two_mappings_are_one_memory, mappings_need_the_right_descriptor, a_mapping_outlives_its_name,
     a_mapping_of_a_sealed_file_is_written, msync_is_enough, a_mapping_survives_the_seal,
+    a_mapping_shows_what_is_copied_into_its_file,
 );
 modes!(mounted: a_store_is_what_gets_sealed);
 
@@ -146,4 +147,22 @@ fn a_store_is_what_gets_sealed(t: &Tree) {
     let sum = sha1(&model);
     assert_eq!(t.depot().checksum("repo/file"), sum);
     assert!(fs::read(t.depot().blob(&sum)).unwrap() == model);
+}
+
+fn a_mapping_shows_what_is_copied_into_its_file(t: &Tree) {
+    t.sealed("from", noise(5, 100_000));
+    for sealed in [false, true] {
+        let path = t.file("to", noise(6, 90_000));
+        if sealed {
+            t.seal();
+        }
+        let map = Map::shared_readonly(&File::open(&path).unwrap(), 90_000).unwrap();
+        sh(t.dir(), "cp from to");
+        assert_eq!(
+            map.peek(0, 90_000).map(|seen| seen == noise(5, 100_000)[..90_000]),
+            Ok(true),
+            "sealed: {sealed}"
+        );
+        assert!(fs::read(&path).unwrap() == noise(5, 100_000));
+    }
 }
