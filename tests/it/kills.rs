@@ -70,7 +70,8 @@ impl Worker {
             }
             Err(e) => {
                 let dead = [Errno::ENOTCONN, Errno::ECONNABORTED].map(|e| Some(e as i32));
-                assert!(dead.contains(&e.raw_os_error()), "{:?}: {e}", self.pending.first());
+                let path = self.pending.first().map(|(path, _)| path);
+                assert!(dead.contains(&e.raw_os_error()), "{path:?}: {e}");
                 Err(Killed)
             }
         }

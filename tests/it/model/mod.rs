@@ -66,7 +66,10 @@ fn try_seed(mode: Mode, seed: u64, plan: Plan) {
                 println!("alone, these operations of thread {thread} fail:");
                 least.iter().for_each(|op| println!("    {op:?}"));
             }
-            None => println!("the operations of thread {thread} do not fail alone"),
+            None => {
+                println!("the operations of thread {thread} do not fail alone; these they were:");
+                record.done[thread].iter().for_each(|op| println!("    {op:?}"));
+            }
         }
     }
     panic!("seed {seed} in mode {mode:?}: {why}");

@@ -305,6 +305,8 @@ impl<'t> World<'t> {
                 self.maps[*map] = Some(Mapping { map: mapping, id, writes, len: *len, stored: None });
             }
             Op::MapWrite { map, at, bytes } => {
+                // A look first, which does not end the test.
+                self.read_map(*map, *at, bytes.len)?;
                 let Some(mapping) = self.maps[*map].as_mut().filter(|m| m.writes) else { return Ok(()) };
                 let inode = self.reference.inode_mut(mapping.id);
                 let end = (at + bytes.len).min(mapping.len).min(inode.bytes().len());
@@ -325,14 +327,16 @@ impl<'t> World<'t> {
         Ok(())
     }
 
-    fn read_map(&mut self, map: usize, at: usize, len: usize) -> Outcome {
+    pub fn read_map(&mut self, map: usize, at: usize, len: usize) -> Outcome {
         let Some(mapping) = &self.maps[map] else { return Ok(()) };
         let bytes = self.reference.inode(mapping.id).bytes();
         let end = (at + len).min(mapping.len).min(bytes.len());
         if end <= at {
             return Ok(());
         }
-        same_bytes("mapping", &mapping.map.read(at, end - at), &bytes[at..end])
+        let seen =
+            mapping.map.peek(at, end - at).map_err(|e| format!("mapping of {} bytes: {e}", bytes.len()))?;
+        same_bytes("mapping", &seen, &bytes[at..end])
     }
 
     pub fn sync_map(&mut self, map: usize) -> Outcome {
@@ -548,11 +552,15 @@ impl<'t> World<'t> {
         let at = |path: &str| self.path(path);
         match op {
             Op::Chmod { path, mode } => {
-                let set = || fs::set_permissions(at(path), fs::Permissions::from_mode(*mode)).map_err(errno);
+                // A directory that its owner cannot enter would stop everything below.
+                let directory =
+                    self.reference.follow(path).is_ok_and(|id| self.reference.inode(id).is_directory());
+                let mode = if directory { mode | 0o700 } else { *mode };
+                let set = || fs::set_permissions(at(path), fs::Permissions::from_mode(mode)).map_err(errno);
                 let (seen, span) = timed(set);
                 if let Some(((), id)) = agree(seen, self.reference.follow(path))? {
                     let inode = self.reference.inode_mut(id);
-                    inode.mode = *mode;
+                    inode.mode = mode;
                     inode.change(span);
                 }
             }
