@@ -191,6 +191,7 @@ fn announce(plan: &Plan, handover: Option<Handover>, logging: &Logging, started:
 
 /// The last flush.
 fn put_away(vfs: &Vfs) {
+    vfs.forget_mappings();
     match vfs.flush_all(Instant::now() + LAST_FLUSH_LONGEST) {
         Ok(0) => {}
         Ok(left) => tracing::info!(left, "files were forced but not sealed; the next mount does it"),

@@ -141,6 +141,8 @@ pub struct Vfs {
     descriptors: Descriptors,
     /// For each blob whose own file the kernel serves by passthrough: the one inode it may serve.
     owners: Mutex<HashMap<Checksum, Owner>>,
+    /// Files sealed as a blob that stood already, while their staging file was mapped: it is still that of the mapping.
+    left: Mutex<HashMap<Ino, StagingName>>,
     /// Held for reading while bytes of a blob are read by the daemon, for writing when a blob's file changes hands.
     blob_reads: RwLock<()>,
     /// How often a blob's file changed hands.
@@ -197,6 +199,7 @@ impl Vfs {
             nodes: Nodes::default(),
             descriptors: Descriptors::default(),
             owners: Mutex::default(),
+            left: Mutex::default(),
             blob_reads: RwLock::default(),
             hand_overs: AtomicU64::new(0),
             mappings_move_mtime: store.status().file_system.is_none_or(|name| name != "tmpfs"),

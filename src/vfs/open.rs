@@ -15,7 +15,6 @@ use crate::checksum::Checksum;
 use crate::failpoint;
 use crate::filestore::{self, BlobFile};
 use crate::sys::content as sys;
-use crate::sys::lease::is_unused;
 use crate::vfs::acl;
 use crate::vfs::attr::Attributes;
 use crate::vfs::caller::{has_set_id_bits, without_set_id_bits};
@@ -248,7 +247,13 @@ impl Vfs {
             && node.staged.as_ref().is_none_or(|staged| staged.row.file != name)
         {
             // Sealed while it was open: its name was kept for a writer that might have come.
-            self.retire_sealed(self.index.last_seq(), name);
+            let (ino, owned) = (node.ino(), backing.owns.is_some());
+            drop(backing);
+            if owned {
+                self.retire_sealed(self.index.last_seq(), name);
+            } else {
+                self.leave(ino, name);
+            }
         }
     }
 
@@ -320,12 +325,8 @@ impl Vfs {
         }
         match (&node.staged, &inode.checksum) {
             (Some(staged), _) if staged.row.failed.is_some() => Ok(false),
-            (Some(staged), _) => {
-                let name = staged.row.file;
-                self.descriptors.forget_staging(name);
-                let unused = is_unused(self.store.open_staging(name)?);
-                Ok(!unused.map_err(Error::io(format!("take a lease on staging file {name}")))?)
-            }
+            (Some(staged), _) => self.staging_is_used(staged.row.file),
+            (None, Some(_)) if self.left_behind(inode.ino).is_some() => Ok(true),
             (None, Some(sum)) => self.left_mapping(&self.store.latch(sum), inode.ino),
             (None, None) => Ok(false),
         }
@@ -380,7 +381,10 @@ impl Vfs {
             Serving::Daemon => return Ok(How::Cached),
             Serving::Idle => {}
         }
-        let source = self.source(node, inode)?;
+        let source = match (self.source(node, inode)?, self.left_behind(inode.ino)) {
+            (Source::Blob(_), Some(name)) => Source::Staging(name),
+            (source, _) => source,
+        };
         let backing = match source {
             Source::Staging(_) if lazily => None,
             Source::Staging(name) => self.staging_backing(name, register)?,

@@ -4,7 +4,7 @@
 //! them: when that one is written, its readers have to see it, and those of the others must not. A mapping outlives the
 //! close of its descriptor without anybody being told, so an owner stays one until the file is seen to be unused.
 
-use crate::change::Ino;
+use crate::change::{Ino, StagingName};
 use crate::checksum::Checksum;
 use crate::filestore::Latch;
 use crate::sys::lease::is_unused;
@@ -76,8 +76,46 @@ impl Vfs {
         Ok(unused)
     }
 
-    /// Lets go of former owners whose mappings are gone. A job does this.
+    /// Whether anybody has a staging file open or mapped.
+    pub(super) fn staging_is_used(&self, name: StagingName) -> Result<bool> {
+        self.descriptors.forget_staging(name);
+        let unused = is_unused(self.store.open_staging(name)?);
+        Ok(!unused.map_err(Error::io(format!("take a lease on staging file {name}")))?)
+    }
+
+    /// A sealed file's staging file, which is not the blob's, goes; unless it is mapped: then it serves the file until the
+    /// mapping is gone, and the next write goes to it. Under the file's node.
+    pub(super) fn leave(&self, ino: Ino, name: StagingName) {
+        match self.staging_is_used(name) {
+            Ok(false) => {
+                self.left.lock().remove(&ino);
+                self.retire_sealed(self.index.last_seq(), name);
+            }
+            // When it cannot be told, it is looked at again.
+            Ok(true) | Err(_) => drop(self.left.lock().insert(ino, name)),
+        }
+    }
+
+    /// The former staging file of a sealed file, as long as it is mapped. Under the file's node.
+    pub(super) fn left_behind(&self, ino: Ino) -> Option<StagingName> {
+        let name = self.left.lock().get(&ino).copied()?;
+        self.leave(ino, name);
+        self.left.lock().get(&ino).copied()
+    }
+
+    /// Nothing can be mapped any more: the end of the mount.
+    pub fn forget_mappings(&self) {
+        let left = std::mem::take(&mut *self.left.lock());
+        left.into_values().for_each(|name| self.retire_sealed(self.index.last_seq(), name));
+    }
+
+    /// Lets go of former owners, and of former staging files, whose mappings are gone. A job does this.
     pub fn sweep_owners(&self) -> Result<()> {
+        let left: Vec<Ino> = self.left.lock().keys().take(SWEEP_BATCH).copied().collect();
+        for ino in left {
+            let _node = self.nodes.lock(ino);
+            self.left_behind(ino);
+        }
         let closed = |(sum, owner): (&Checksum, &Owner)| (!owner.open).then_some(*sum);
         let sums: Vec<Checksum> = self.owners.lock().iter().filter_map(closed).take(SWEEP_BATCH).collect();
         for sum in sums {

@@ -289,7 +289,6 @@ impl Vfs {
                     _ => self.clear_for_put(latch, &one.found.digest),
                 };
                 match verdict {
-                    Ok(None) if self.would_strand_mapping(latch, &one) => self.abandon(&one),
                     Ok(None) => accepted.push(one),
                     Ok(Some(why)) => self.fail_seal(one.ino, &why),
                     Err(error) => {
@@ -400,10 +399,10 @@ impl Vfs {
         };
         let used = served || self.passthrough() && used();
         let latch = latches.iter().find(|latch| *latch.checksum() == one.found.digest.checksum);
-        if let (true, Some(latch)) = (used, latch) {
-            self.own_if_blob(&mut node, latch, one);
-        }
-        if !served {
+        let owned = used && latch.is_some_and(|latch| self.own_if_blob(&mut node, latch, one));
+        if used && !served && !owned {
+            self.leave(one.ino, one.file);
+        } else if !served {
             self.retire_sealed(seq, one.file);
         }
         self.queue_digests(one.found.digest.checksum);
@@ -411,20 +410,10 @@ impl Vfs {
         node.settled();
     }
 
-    /// Whether a mapping without a descriptor would stay behind on a staging file that is not to become the blob's file.
-    /// It must stay the file's, for the next write; so the seal waits until the mapping is gone.
-    fn would_strand_mapping(&self, latch: &Latch<'_>, one: &Hashed) -> bool {
-        let idle = || self.nodes.existing(one.ino).is_some_and(|node| matches!(node.serving, Serving::Idle));
-        one.found.used
-            && self.passthrough()
-            && idle()
-            && self.store.stat_blob(latch.checksum()).is_ok_and(|s| s.is_some())
-    }
-
-    /// A staging file that is in use and has become the blob's own file must not serve another inode.
-    fn own_if_blob(&self, node: &mut Locked<'_>, latch: &Latch<'_>, one: &Hashed) {
+    /// A staging file that is in use and has become the blob's own file must not serve another inode; whether it has.
+    fn own_if_blob(&self, node: &mut Locked<'_>, latch: &Latch<'_>, one: &Hashed) -> bool {
         if !self.store.stat_staging(one.file).is_ok_and(|stat| stat.links > 1) {
-            return;
+            return false;
         }
         let mut open = false;
         if let Serving::Passthrough(backing) = &mut node.serving {
@@ -436,6 +425,7 @@ impl Vfs {
         if !taken {
             self.own(latch, one.ino, open);
         }
+        true
     }
 
     /// A file whose put did not happen stays Closed and is tried again later.

@@ -120,15 +120,23 @@ impl Vfs {
             return self.make_private(node, inode);
         }
         let sum = inode.checksum.ok_or(Error::Stale(inode.ino))?;
-        let file = match &node.serving {
-            Serving::Idle if self.left_mapping(&self.store.latch(&sum), inode.ino)? => {
+        let left = match node.serving {
+            Serving::Idle | Serving::Daemon => self.left_behind(inode.ino),
+            Serving::Passthrough(_) => None,
+        };
+        let file = match (&node.serving, left) {
+            (_, Some(name)) => {
+                self.untouch(name)?;
+                name
+            }
+            (Serving::Idle, None) if self.left_mapping(&self.store.latch(&sum), inode.ino)? => {
                 let file_ino = self.store.open_blob(&sum, inode.size)?.file_ino();
                 let name = self.next_staging()?;
                 self.take_over(&sum, name, file_ino)?;
                 name
             }
-            Serving::Idle | Serving::Daemon => self.copy_for_writing(&sum, inode.size, keep)?,
-            Serving::Passthrough(backing) => {
+            (Serving::Idle | Serving::Daemon, None) => self.copy_for_writing(&sum, inode.size, keep)?,
+            (Serving::Passthrough(backing), None) => {
                 let name = match backing.source {
                     Source::Staging(name) => name,
                     Source::Blob(_) => self.next_staging()?,
@@ -145,17 +153,24 @@ impl Vfs {
             backing.owns = None;
         }
         if let Err(error) = self.commit(&[Change::Stage(row.clone())]) {
-            if matches!(node.serving, Serving::Idle | Serving::Daemon) {
+            if left.is_none() && matches!(node.serving, Serving::Idle | Serving::Daemon) {
                 self.give_up_staging(file);
             }
             return Err(error);
         }
+        self.left.lock().remove(&inode.ino);
         // A crash here leaves a staged version that nobody has written; cut to `keep` bytes by a truncation that goes on.
         failpoint::hit("dirty.committed");
         let mut staged = Staged::new(row);
         staged.fresh = keep < inode.size;
         node.staged = Some(staged);
         Ok(())
+    }
+
+    /// Sets the time of a staging file that is about to be written, so that a write shows.
+    fn untouch(&self, name: StagingName) -> Result<()> {
+        let writer = self.store.open_staging_writer(name)?;
+        sys::set_mtime(&writer, UNTOUCHED).map_err(Error::io(format!("set the time of staging file {name}")))
     }
 
     /// The `staged` row of a version that starts as `inode` is.

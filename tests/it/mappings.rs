@@ -13,7 +13,7 @@ modes!(all:
     a_shared_mapping_is_the_file, a_private_mapping_keeps_its_stores, stores_after_close_reach_the_file,
     two_mappings_are_one_memory, mappings_need_the_right_descriptor, a_mapping_outlives_its_name,
     a_mapping_of_a_sealed_file_is_written, msync_is_enough, a_mapping_survives_the_seal,
-    a_mapping_shows_what_is_copied_into_its_file,
+    a_mapping_shows_what_is_copied_into_its_file, a_mapping_of_a_twin_is_its_file,
 );
 modes!(mounted: a_store_is_what_gets_sealed);
 
@@ -165,4 +165,31 @@ fn a_mapping_shows_what_is_copied_into_its_file(t: &Tree) {
         );
         assert!(fs::read(&path).unwrap() == noise(5, 100_000));
     }
+}
+
+fn a_mapping_of_a_twin_is_its_file(t: &Tree) {
+    t.sealed("twin", noise(7, 50_000));
+    for truncate in [false, true] {
+        let path = t.file("file", noise(7, 50_000));
+        let reader = File::open(&path).unwrap();
+        // Sealed while it is open, as a content that is stored already.
+        t.seal();
+        let map = Map::shared_readonly(&reader, 50_000).unwrap();
+        drop(reader);
+        t.seal();
+        let model = if truncate { noise(8, 60_000) } else { [b"changed", &noise(7, 50_000)[7..]].concat() };
+        if truncate {
+            fs::write(&path, &model).unwrap();
+        } else {
+            rw(&path).write_all_at(b"changed", 0).unwrap();
+        }
+        assert_eq!(
+            map.peek(0, 50_000).map(|seen| seen == model[..50_000]),
+            Ok(true),
+            "truncated: {truncate}"
+        );
+        t.seal();
+        assert!(fs::read(&path).unwrap() == model);
+    }
+    assert!(fs::read(t.path("twin")).unwrap() == noise(7, 50_000));
 }
