@@ -94,7 +94,9 @@ fn seal(vfs: &Vfs) -> Result<bool> {
 }
 
 fn force(vfs: &Vfs) -> Result<bool> {
-    vfs.force(FORCE_AFTER, FORCE_OPEN_EVERY).map(|()| false)
+    vfs.force(FORCE_AFTER, FORCE_OPEN_EVERY)?;
+    // After it, as it needs space: what was unlinked may be what gives it.
+    Ok(vfs.index().tidy().map(|()| false)?)
 }
 
 fn reap(vfs: &Vfs) -> Result<bool> {
