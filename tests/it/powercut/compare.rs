@@ -264,7 +264,17 @@ impl<'a> Lives<'a> {
         let events = self.of.get(&object).map_or(&[][..], |events| events);
         let happened = events.iter().take_while(|(event, _)| event.span.begun.position <= cut.at);
         let mut life = Life::default();
+        // A flush forces open files, too, at some moment while it runs.
+        let forced = |from: u64, to: u64| {
+            let meets = |flush: &&Span| flush.begun.order < to && from < flush.answered.order;
+            flushes.iter().filter(|flush| flush.begun.position <= cut.at).any(|flush| meets(&flush))
+        };
+        let mut last = 0;
         for (i, (event, changes)) in happened.enumerate() {
+            if life.is_open && forced(last, event.span.answered.order) {
+                life.may_be_durable();
+            }
+            last = event.span.begun.order;
             let answered = event.span.answered.position <= cut.at;
             match &event.what {
                 What::Open(_) => life.open(&event.span),
@@ -287,6 +297,9 @@ impl<'a> Lives<'a> {
                 What::Names(..) => life.may_be_durable(),
                 What::SyncNames => {}
             }
+        }
+        if life.is_open && forced(last, u64::MAX) {
+            life.may_be_durable();
         }
         life
     }
@@ -348,6 +361,7 @@ struct Life {
     /// Since when bytes may be waiting to be forced.
     since: Option<u64>,
     closed: Option<u64>,
+    is_open: bool,
 }
 
 impl Life {
@@ -358,13 +372,13 @@ impl Life {
             self.may_be_durable();
         }
         self.since.get_or_insert(span.begun.time);
-        self.closed = None;
+        (self.closed, self.is_open) = (None, true);
     }
 
     fn truncate(&mut self, span: &Span) {
         self.bases.iter_mut().for_each(|base| base.ended = true);
         self.now = Content::default();
-        (self.since, self.closed) = (Some(span.begun.time), None);
+        (self.since, self.closed, self.is_open) = (Some(span.begun.time), None, true);
     }
 
     fn write(&mut self, offset: u64, len: u64, tag: u64) {
@@ -376,7 +390,7 @@ impl Life {
 
     fn close(&mut self, span: &Span, durable: bool) {
         self.whole.push(self.now.clone());
-        self.closed = Some(span.begun.time);
+        (self.closed, self.is_open) = (Some(span.begun.time), false);
         if durable {
             self.may_be_durable();
         }
