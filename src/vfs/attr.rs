@@ -1,5 +1,7 @@
 //! stat(2), chmod(2), chown(2), truncate(2), utimensat(2), statfs(2), and times of last read.
 
+use std::sync::atomic::Ordering;
+
 use crate::change::{Change, Ino, Inode, Kind, Nanos, RESERVED, ROOT};
 use crate::failpoint;
 use crate::filestore::Space;
@@ -63,8 +65,13 @@ impl Vfs {
         self.attributes_of(node.as_ref(), inode)
     }
 
-    /// As `attributes`, of an inode row that was just read.
-    pub(super) fn decorate(&self, inode: Inode) -> Result<Attributes> {
+    /// How many staged versions have ended so far, for `decorate`.
+    pub(super) fn ended(&self) -> u64 {
+        self.ended.load(Ordering::Acquire)
+    }
+
+    /// As `attributes`, of an inode row that was read after `ended` was.
+    pub(super) fn decorate(&self, inode: Inode, ended: u64) -> Result<Attributes> {
         if inode.kind != Kind::File {
             return self.attributes_of(None, inode);
         }
@@ -74,6 +81,7 @@ impl Vfs {
                 let inode = self.inode(inode.ino)?;
                 self.attributes_of(Some(&node), inode)
             }
+            None if self.ended() != ended => self.attributes(inode.ino),
             None => self.attributes_of(None, inode),
         }
     }

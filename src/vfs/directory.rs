@@ -183,6 +183,7 @@ impl Vfs {
     pub fn list(&self, dir: Ino, mut after: Cookie, mut take: impl FnMut(&Listed) -> bool) -> Result<()> {
         let mut limit = PAGE / 4;
         loop {
+            let ended = self.ended();
             let page = self.index.list(dir, after, limit)?;
             let last = page.len() < limit;
             limit = PAGE;
@@ -191,7 +192,7 @@ impl Vfs {
                 if dir == ROOT && is_reserved(entry.inode.ino) {
                     continue;
                 }
-                let attributes = match self.decorate(entry.inode) {
+                let attributes = match self.decorate(entry.inode, ended) {
                     // Removed since the page was read.
                     Err(Error::Stale(_)) => continue,
                     other => other?,

@@ -10,12 +10,13 @@ impl Vfs {
         if name.len() > NAME_BYTES_MAX {
             return Err(Error::NameTooLong);
         }
+        let ended = self.ended();
         let inode = match name {
             b"." => self.index.inode(parent)?,
             b".." => self.index.inode(self.parent_of(parent)?)?,
             _ => self.index.lookup(parent, name)?,
         };
-        inode.map(|inode| self.decorate(inode)).transpose()
+        inode.map(|inode| self.decorate(inode, ended)).transpose()
     }
 
     /// The directory that holds directory `ino`; the root holds itself.

@@ -153,6 +153,8 @@ pub struct Vfs {
     passthrough_off: Mutex<Option<String>>,
     passthrough: AtomicBool,
     backlog: Backlog,
+    /// How many staged versions have ended: a row read before the last of them may be older than it looks.
+    ended: AtomicU64,
     /// Staging names that nothing needs once the commit with that number is durable, and whether it sealed them.
     retired: Mutex<BTreeMap<Seq, Vec<(StagingName, bool)>>>,
     /// Staging files that nothing needs and that are a blob's file too, perhaps of one that no commit ever named.
@@ -206,6 +208,7 @@ impl Vfs {
             passthrough: AtomicBool::new(off.is_none()),
             passthrough_off: Mutex::new(off),
             backlog: Backlog::default(),
+            ended: AtomicU64::new(0),
             retired: Mutex::default(),
             half_put: Mutex::default(),
             releasing: Mutex::default(),

@@ -380,6 +380,7 @@ impl Vfs {
 
     /// The staged version ends: sealed, replaced or gone.
     pub(super) fn end_staged(&self, staged: &mut Staged) {
+        self.ended.fetch_add(1, Ordering::Release);
         self.uncount(staged);
         if let Some(sum) = &staged.row.checksum {
             self.promised.lock().remove(sum);

@@ -12,8 +12,17 @@ use crate::sys::getxattr;
 
 modes!(mounted:
     renames_meet_seals, writers_meet_seals, times_set_during_a_seal_stay, removals_meet_seals,
-    a_seal_that_is_not_durable_yet_stops_no_writer,
+    a_seal_that_is_not_durable_yet_stops_no_writer, listings_meet_seals,
 );
+
+/// Ends the work of other threads, also when the test fails.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
 
 /// Runs `work` while another thread flushes without a pause, then seals what is left.
 fn while_sealing(t: &Tree, work: impl FnOnce()) {
@@ -24,8 +33,8 @@ fn while_sealing(t: &Tree, work: impl FnOnce()) {
                 let _ = t.depot().cli(&["flush", t.depot().dir_str(), "--wait"]);
             }
         });
+        let _done = Done(&done);
         work();
-        done.store(true, Ordering::Relaxed);
     });
     t.seal();
 }
@@ -125,4 +134,32 @@ fn a_seal_that_is_not_durable_yet_stops_no_writer(t: &Tree) {
         drop((reader, writer));
         model[0] = round;
     }
+}
+
+fn listings_meet_seals(t: &Tree) {
+    const LEN: usize = 5_000;
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Each look at the directory tells the kernel the attributes of everything in it, which it keeps.
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                fs::read_dir(t.dir()).unwrap().for_each(|entry| drop(entry.unwrap()));
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        });
+        let _done = Done(&done);
+        while_sealing(t, || {
+            for round in 0..20 {
+                for i in 0..20 {
+                    fs::write(t.path(format!("temporary{i}")), noise(round * 20 + i, LEN)).unwrap();
+                    fs::rename(t.path(format!("temporary{i}")), t.path(format!("listed{i}"))).unwrap();
+                }
+                std::thread::sleep(Duration::from_millis(20));
+                for i in 0..20 {
+                    let path = t.path(format!("listed{i}"));
+                    assert_eq!(fs::metadata(&path).unwrap().len(), LEN as u64, "file {i} in round {round}");
+                }
+            }
+        });
+    });
 }

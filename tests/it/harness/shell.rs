@@ -16,7 +16,7 @@ use tempfile::TempDir;
 const PATIENCE: Duration = Duration::from_secs(100);
 
 /// No command needs longer than this, on a busy machine.
-const COMMAND_LIMIT: Duration = Duration::from_secs(230);
+const COMMAND_LIMIT: Duration = Duration::from_secs(560);
 
 /// A directory on a real disk that every user may enter, gone on drop. Its path is short: a socket's address has 108 bytes.
 pub fn scratch() -> TempDir {
