@@ -115,6 +115,19 @@ impl FileSystem {
         self.staging.discard(name)
     }
 
+    /// Gets the bytes to the device before they are given a name: a power cut then leaves no blob with torn bytes, since the
+    /// file system's journal makes the name durable after what the device had been sent before.
+    fn write_back(&self, batch: &[(Checksum, Staged)]) -> Result<()> {
+        let file =
+            |(_, staged): &(Checksum, Staged)| ToForce { path: staging_path(staged.name), whole: false };
+        self.volume.write_back(&batch.iter().map(file).collect::<Vec<_>>()).map_err(|failed| {
+            if let Some(i) = failed.file {
+                self.staging.refuse(batch[i].1.name);
+            }
+            failed.error
+        })
+    }
+
     /// Gives the staging file the blob's name, unless a whole blob has it.
     fn place(&self, sum: &Checksum, staged: &Staged) -> Result<Placed> {
         let (from, to) = (staging_path(staged.name), blob_path(sum));
@@ -278,6 +291,7 @@ impl Provider for FileSystem {
     }
 
     fn put(&self, batch: &[(Checksum, Staged)]) -> Result<()> {
+        self.write_back(batch)?;
         let mut placed = Vec::with_capacity(batch.len());
         for (sum, staged) in batch {
             match self.place(sum, staged) {

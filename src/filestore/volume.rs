@@ -322,7 +322,7 @@ impl Volume {
     }
 
     /// Gets the bytes of all files to the device, all in flight at once, and sees each file's own write errors.
-    fn write_back(&self, files: &[ToForce]) -> std::result::Result<(), NotForced> {
+    pub(super) fn write_back(&self, files: &[ToForce]) -> std::result::Result<(), NotForced> {
         /// Bounds the descriptors open at once.
         const IN_FLIGHT: usize = 128;
         for (round, files) in files.chunks(IN_FLIGHT).enumerate() {
