@@ -3,7 +3,7 @@
 //! A force of one file costs a flush of the disk, one of many files costs one as well. So whoever comes alone does not wait
 //! for company, and many writers that force at the same time share what they would otherwise queue for.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use parking_lot::{Condvar, Mutex};
 
@@ -26,8 +26,8 @@ struct State {
     round: u64,
     /// The first round that is not done yet.
     pending: u64,
-    /// Rounds of several that failed: which of its files it was is for each to find out.
-    failed: BTreeSet<u64>,
+    /// Rounds of several that failed, and how many have not been told: which of its files it was is for each to find out.
+    failed: BTreeMap<u64, usize>,
 }
 
 impl Crowd {
@@ -54,63 +54,96 @@ impl Crowd {
                 return done;
             }
             if done.is_err() {
-                state.failed.insert(mine);
+                state.failed.insert(mine, names.len());
             }
         }
-        let failed = state.failed.contains(&mine);
+        let failed = state.is_failed(mine);
         drop(state);
         if failed { force(&[name]) } else { Ok(()) }
     }
 }
 
+impl State {
+    /// Tells one of a round whether it failed; forgets the round with the last of them.
+    fn is_failed(&mut self, round: u64) -> bool {
+        let Some(untold) = self.failed.get_mut(&round) else { return false };
+        *untold -= 1;
+        if *untold == 0 {
+            self.failed.remove(&round);
+        }
+        true
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::time::Duration;
+    use std::sync::mpsc;
+    use std::thread::ScopedJoinHandle;
 
     use super::super::error::Error;
     use super::*;
 
+    /// What each was told, and which names each force was given.
+    struct Gathered {
+        told: Vec<bool>,
+        rounds: Vec<Vec<StagingName>>,
+    }
+
+    /// Has `first` forced, lets `others` come while that is under way, and ends it only then.
+    fn gather(crowd: &Crowd, first: u64, others: &[u64], bad: Option<u64>) -> Gathered {
+        let rounds = Mutex::new(Vec::new());
+        let (begun, wait_begun) = mpsc::channel();
+        let (let_go, held) = mpsc::channel::<()>();
+        let held = Mutex::new(held);
+        let force = |names: &[StagingName]| {
+            rounds.lock().push(names.to_vec());
+            if names == [StagingName(first)] {
+                begun.send(()).unwrap();
+                held.lock().recv().unwrap();
+            }
+            match bad.map(StagingName).filter(|bad| names.contains(bad)) {
+                Some(name) => Err(Error::Unforced { name }),
+                None => Ok(()),
+            }
+        };
+        let told = std::thread::scope(|scope| {
+            let force = &force;
+            let ask = |number: u64| -> ScopedJoinHandle<'_, bool> {
+                scope.spawn(move || crowd.force(StagingName(number), force).is_ok())
+            };
+            let mut threads = vec![ask(first)];
+            wait_begun.recv().unwrap();
+            threads.extend(others.iter().map(|number| ask(*number)));
+            while crowd.state.lock().next.len() < others.len() {
+                std::thread::yield_now();
+            }
+            let_go.send(()).unwrap();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        Gathered { told, rounds: rounds.into_inner() }
+    }
+
     #[test]
     fn those_who_come_meanwhile_share_the_next_force() {
-        let (crowd, calls, most) = (Crowd::default(), AtomicUsize::new(0), AtomicUsize::new(0));
-        std::thread::scope(|scope| {
-            for number in 0..8 {
-                let (crowd, calls, most) = (&crowd, &calls, &most);
-                scope.spawn(move || {
-                    for round in 0..20 {
-                        let name = StagingName(number * 100 + round);
-                        let force = |names: &[StagingName]| {
-                            assert!(names.contains(&name) || names.len() > 1);
-                            calls.fetch_add(1, Ordering::Relaxed);
-                            most.fetch_max(names.len(), Ordering::Relaxed);
-                            std::thread::sleep(Duration::from_millis(2));
-                            Ok(())
-                        };
-                        crowd.force(name, force).unwrap();
-                    }
-                });
-            }
-        });
-        assert!(calls.load(Ordering::Relaxed) < 160 && most.load(Ordering::Relaxed) > 1);
+        let crowd = Crowd::default();
+        for base in [0, 100] {
+            let others: Vec<u64> = (base + 1..base + 8).collect();
+            let mut found = gather(&crowd, base, &others, None);
+            assert_eq!(found.told, [true; 8]);
+            assert_eq!(found.rounds.len(), 2);
+            found.rounds[1].sort();
+            assert_eq!(found.rounds[1], others.into_iter().map(StagingName).collect::<Vec<_>>());
+        }
     }
 
     #[test]
     fn an_error_is_told_to_whom_it_concerns() {
         let crowd = Crowd::default();
-        let bad = StagingName(3);
-        let force = |names: &[StagingName]| {
-            std::thread::sleep(Duration::from_millis(20));
-            if names.contains(&bad) { Err(Error::Unforced { name: bad }) } else { Ok(()) }
-        };
-        for _ in 0..5 {
-            let told: Vec<bool> = std::thread::scope(|scope| {
-                let (crowd, force) = (&crowd, &force);
-                let ask = |number| scope.spawn(move || crowd.force(StagingName(number), force).is_ok());
-                let threads: Vec<_> = (0..6).map(ask).collect();
-                threads.into_iter().map(|t| t.join().unwrap()).collect()
-            });
-            assert_eq!(told, [true, true, true, false, true, true]);
+        for _ in 0..3 {
+            let found = gather(&crowd, 0, &[1, 2, 3, 4], Some(3));
+            assert_eq!(found.told, [true, true, true, false, true]);
+            assert!(crowd.state.lock().failed.is_empty(), "a failed round is forgotten when all know of it");
+            assert_eq!(gather(&crowd, 3, &[1, 2], Some(3)).told, [false, true, true]);
         }
     }
 }

@@ -506,42 +506,6 @@ fn latches_of_a_batch_are_taken_once_each_and_in_order() {
     drop(depot.store.latch(&sums[0]));
 }
 
-/// Prints what puts and forces cost on the disk of the temporary directory.
-#[test]
-#[ignore = "figures, not a check"]
-fn figures() {
-    let mut out = io::stderr();
-    for size in [4096, 100 * 1024] {
-        for batch in [1, 32, 256] {
-            let depot = Depot::new();
-            let all = stage_many(&depot, size, 1000);
-            let started = Instant::now();
-            for some in all.chunks(batch) {
-                depot.store.put(some).unwrap();
-            }
-            let rate = 1000.0 / started.elapsed().as_secs_f64();
-            writeln!(out, "put {size} bytes, batches of {batch}: {rate:.0} files/s").unwrap();
-        }
-    }
-    for batch in [1, 2, 8, 32, 256] {
-        let depot = Depot::new();
-        let names: Vec<StagingName> = stage_many(&depot, 4096, 512).iter().map(|(_, one)| one.name).collect();
-        let (one_by_one, together) = names.split_at(256);
-        let started = Instant::now();
-        one_by_one.iter().for_each(|name| depot.store.force_staging(&[*name]).unwrap());
-        let alone = started.elapsed() / 256;
-        let started = Instant::now();
-        together.chunks(batch).for_each(|some| depot.store.force_staging(some).unwrap());
-        let each = started.elapsed() / 256;
-        writeln!(out, "force, batches of {batch}: {each:?} a file; one by one {alone:?}").unwrap();
-    }
-}
-
-fn stage_many(depot: &Depot, size: usize, count: usize) -> Vec<(Checksum, Staged)> {
-    let bytes = |i: usize| i.to_le_bytes().repeat(size / 8);
-    (0..count).map(|i| staged(depot.provider(), &bytes(i))).collect()
-}
-
 #[test]
 fn spoiled_notes_do_not_hide_what_was_set_aside() {
     let depot = Depot::new();

@@ -12,6 +12,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -49,7 +50,7 @@ const RECORD_HEADER_BYTES: usize = 24;
 const OVERGROWN_BYTES: u64 = 32 << 20;
 
 /// Longer records are damage.
-const PAYLOAD_BYTES_MAX: usize = 1 << 30;
+const PAYLOAD_BYTES_MAX: u64 = 1 << 30;
 
 /// One commit as it is logged.
 #[derive(Debug, Serialize, Deserialize)]
@@ -253,20 +254,18 @@ impl Part {
 
     /// The records of `session` from the start, up to the first that is none.
     fn read(&self, session: u64) -> Result<Vec<(Seq, Entry)>> {
-        let doing = "read the redo log";
-        let mut bytes = Vec::new();
-        let length = self.file.metadata().map_err(|e| Error::io(&self.path, doing, e))?.len();
-        bytes.resize(usize::try_from(length).unwrap_or_default(), 0);
-        self.file.read_exact_at(&mut bytes, 0).map_err(|e| Error::io(&self.path, doing, e))?;
+        let io = |e| Error::io(&self.path, "read the redo log", e);
+        let length = self.file.metadata().map_err(io)?.len();
+        let (mut at, mut record) = (HEADER_BYTES, Vec::new());
         let mut records: Vec<(Seq, Entry)> = Vec::new();
-        let mut rest = bytes.get(HEADER_BYTES as usize..).unwrap_or_default();
-        while let Some((seq, payload)) = next(&mut rest, session) {
+        while let Some(seq) = next(&self.file, at..length, session, &mut record).map_err(io)? {
             if records.last().is_some_and(|(last, _)| seq != last.wrapping_add(1)) {
                 break;
             }
-            let entry = postcard::from_bytes(payload)
+            let entry = postcard::from_bytes(&record[RECORD_HEADER_BYTES..])
                 .map_err(|e| Error::corrupt(&self.path, format!("commit {seq} cannot be read: {e}")))?;
             records.push((seq, entry));
+            at += record.len() as u64;
         }
         Ok(records)
     }
@@ -311,17 +310,29 @@ fn checksum(record: &[u8]) -> u32 {
     hasher.finalize()
 }
 
-/// The next whole record of `session`, taken off the front of `rest`.
-fn next<'a>(rest: &mut &'a [u8], session: u64) -> Option<(Seq, &'a [u8])> {
-    let header = rest.get(..RECORD_HEADER_BYTES)?;
-    let number =
-        |at: usize| header[at..at + 8].iter().rev().fold(0u64, |number, byte| number << 8 | u64::from(*byte));
-    let (length, sum) = (number(0) & 0xffff_ffff, (number(0) >> 32) as u32);
-    let length = usize::try_from(length).ok().filter(|n| *n > 0 && *n <= PAYLOAD_BYTES_MAX)?;
-    let record = rest.get(..RECORD_HEADER_BYTES + length)?;
-    if checksum(record) != sum || number(8) != session {
-        return None;
+/// Reads the whole record of `session` that begins at the start of `range`, if there is one; its number.
+fn next(file: &File, range: Range<u64>, session: u64, record: &mut Vec<u8>) -> io::Result<Option<Seq>> {
+    let room = range.end.saturating_sub(range.start);
+    if room < RECORD_HEADER_BYTES as u64 {
+        return Ok(None);
     }
-    *rest = &rest[record.len()..];
-    Some((number(16), &record[RECORD_HEADER_BYTES..]))
+    record.clear();
+    record.resize(RECORD_HEADER_BYTES, 0);
+    file.read_exact_at(record, range.start)?;
+    let length = number(record, 0) & 0xffff_ffff;
+    if length == 0 || length > PAYLOAD_BYTES_MAX || length > room - RECORD_HEADER_BYTES as u64 {
+        return Ok(None);
+    }
+    // Before the payload is read, which may be of any length in a damaged file.
+    if number(record, 8) != session {
+        return Ok(None);
+    }
+    record.resize(RECORD_HEADER_BYTES + length as usize, 0);
+    file.read_exact_at(&mut record[RECORD_HEADER_BYTES..], range.start + RECORD_HEADER_BYTES as u64)?;
+    let whole = u64::from(checksum(record)) == number(record, 0) >> 32;
+    Ok(whole.then(|| number(record, 16)))
+}
+
+fn number(record: &[u8], at: usize) -> u64 {
+    record[at..at + 8].iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
 }

@@ -1,7 +1,7 @@
 //! Every SQL statement of the index, one named function each.
 //!
 //! Statements on tables keep to what SQLite and PostgreSQL share (`ON CONFLICT`, `RETURNING`, parameters `$1`, `$2` ... in the
-//! order of their first use), so that a second driver can run them unchanged; the section at the end is SQLite's own. A
+//! order of their first use), so that a second driver can run them unchanged; what is SQLite's own is in `own`. A
 //! function that changes rows says how many it met where the caller must know.
 
 use rusqlite::types::Value;
@@ -13,6 +13,9 @@ use crate::change::{FIRST_INO, ROOT, StagingName};
 use crate::checksum::Checksum;
 
 pub(super) mod check;
+mod own;
+
+pub(super) use self::own::*;
 
 fn prepare<'c>(c: &'c Connection, doing: &'static str, sql: &'static str) -> Result<CachedStatement<'c>> {
     let statement = c.prepare_cached(sql).map_err(|e| Error::of(c, doing, e))?;
@@ -573,147 +576,4 @@ pub(super) fn meta(c: &Connection, key: &str) -> Result<Option<String>> {
 pub(super) fn set_meta(c: &Connection, key: &str, value: &str) -> Result<()> {
     const SQL: &str = "INSERT INTO meta (key, value) VALUES ($1, $2) ON CONFLICT (key) DO UPDATE SET value = excluded.value";
     run(c, "record a fact about the index", SQL, params![key, value]).map(drop)
-}
-
-// SQLite's own
-
-/// Takes the write lock at once, so that a commit never fails half way for another's.
-pub(super) fn begin_write(c: &Connection) -> Result<()> {
-    run(c, "begin a commit", "BEGIN IMMEDIATE", []).map(drop)
-}
-
-/// Begins a series of reads that all see one state.
-pub(super) fn begin_read(c: &Connection) -> Result<()> {
-    run(c, "begin to read", "BEGIN", []).map(drop)
-}
-
-pub(super) fn commit(c: &Connection) -> Result<()> {
-    run(c, "commit", "COMMIT", []).map(drop)
-}
-
-pub(super) fn rollback(c: &Connection) -> Result<()> {
-    run(c, "roll back", "ROLLBACK", []).map(drop)
-}
-
-/// Begins a commit within the open transaction.
-pub(super) fn savepoint(c: &Connection) -> Result<()> {
-    run(c, "begin a commit", "SAVEPOINT one", []).map(drop)
-}
-
-/// The commit becomes part of the open transaction.
-pub(super) fn keep(c: &Connection) -> Result<()> {
-    run(c, "commit", "RELEASE one", []).map(drop)
-}
-
-/// The commit leaves the open transaction as it was before.
-pub(super) fn undo(c: &Connection) -> Result<()> {
-    run(c, "roll back", "ROLLBACK TO one", [])?;
-    keep(c)
-}
-
-/// Several statements that return nothing: the schema, its upgrades, pragmas.
-pub(super) fn script(c: &Connection, doing: &'static str, sql: &str) -> Result<()> {
-    c.execute_batch(sql).map_err(|e| Error::of(c, doing, e))
-}
-
-/// Settings of every connection to an existing index. Memory is bounded by `cache_kib` and there is no memory map, which would
-/// count as resident; the system's page cache is behind both.
-pub(super) fn tune(c: &Connection, cache_kib: u32) -> Result<()> {
-    let pragmas = format!(
-        "PRAGMA synchronous = NORMAL; PRAGMA cache_size = -{cache_kib}; PRAGMA temp_store = MEMORY; \
-         PRAGMA trusted_schema = OFF; PRAGMA foreign_keys = OFF; PRAGMA mmap_size = 0"
-    );
-    script(c, "prepare a connection", &pragmas)
-}
-
-/// Makes the writer empty the write-ahead log by itself beyond `pages`, and bounds what the log keeps on disk afterwards.
-pub(super) fn bound_log(c: &Connection, pages: u32) -> Result<()> {
-    let bytes = u64::from(pages) * u64::from(super::schema::PAGE_BYTES + 24);
-    let pragmas = format!("PRAGMA wal_autocheckpoint = {pages}; PRAGMA journal_size_limit = {bytes}");
-    script(c, "prepare a connection", &pragmas)
-}
-
-/// For a file that has no page yet.
-pub(super) fn set_page_size(c: &Connection, bytes: u32) -> Result<()> {
-    script(c, "write the header", &format!("PRAGMA page_size = {bytes}"))
-}
-
-/// Switches to a write-ahead log; the mode that is then set.
-pub(super) fn use_log(c: &Connection) -> Result<String> {
-    let mode = one(c, "switch on the write-ahead log", "PRAGMA journal_mode = WAL", [], |r| r.get(0))?;
-    Ok(mode.unwrap_or_default())
-}
-
-/// From here on each commit forces what it wrote.
-pub(super) fn durable_commits(c: &Connection) -> Result<()> {
-    script(c, "prepare a connection", "PRAGMA synchronous = FULL")
-}
-
-/// From here on commits are forced by `Index::sync`.
-pub(super) fn normal_commits(c: &Connection) -> Result<()> {
-    script(c, "prepare a connection", "PRAGMA synchronous = NORMAL")
-}
-
-pub(super) fn application_id(c: &Connection) -> Result<i64> {
-    let id = one(c, "read the header", "PRAGMA application_id", [], |r| r.get(0))?;
-    Ok(id.unwrap_or_default())
-}
-
-pub(super) fn set_application_id(c: &Connection, id: i64) -> Result<()> {
-    script(c, "write the header", &format!("PRAGMA application_id = {id}"))
-}
-
-pub(super) fn user_version(c: &Connection) -> Result<i64> {
-    let version = one(c, "read the header", "PRAGMA user_version", [], |r| r.get(0))?;
-    Ok(version.unwrap_or_default())
-}
-
-pub(super) fn set_user_version(c: &Connection, version: i64) -> Result<()> {
-    script(c, "write the header", &format!("PRAGMA user_version = {version}"))
-}
-
-/// Reads one row of a table of the schema: it is there and its root is sound.
-pub(super) fn probe(c: &Connection, table: &'static str) -> Result<()> {
-    let sql = format!("SELECT * FROM {table} LIMIT 1");
-    let read = || c.prepare(&sql)?.query([])?.next().map(drop);
-    read().map_err(|e| match Error::of(c, "read a table", e) {
-        Error::Sql { source, .. } => Error::damaged(c, format!("table {table}: {source}")),
-        other => other,
-    })
-}
-
-/// Pages in the write-ahead log, and how many of them are in the database file too.
-pub(super) struct Log {
-    /// A reader or writer kept the checkpoint from finishing.
-    pub busy: bool,
-    /// Pages in the log.
-    pub pages: i64,
-    /// Pages of them that a checkpoint has copied and forced.
-    pub copied: i64,
-}
-
-fn checkpoint(c: &Connection, sql: &'static str) -> Result<Log> {
-    let doing = "copy the write-ahead log into the index";
-    let log = one(c, doing, sql, [], |r| Ok(Log { busy: r.get(0)?, pages: r.get(1)?, copied: r.get(2)? }))?;
-    log.ok_or_else(|| Error::damaged(c, "a checkpoint told nothing"))
-}
-
-/// How full the log is; copies nothing.
-pub(super) fn log(c: &Connection) -> Result<Log> {
-    checkpoint(c, "PRAGMA wal_checkpoint(NOOP)")
-}
-
-/// Copies what can be copied without making anybody wait, and forces it.
-pub(super) fn checkpoint_some(c: &Connection) -> Result<Log> {
-    checkpoint(c, "PRAGMA wal_checkpoint(PASSIVE)")
-}
-
-/// Copies everything, forces it and empties the log; waits for readers.
-pub(super) fn checkpoint_all(c: &Connection) -> Result<()> {
-    match checkpoint(c, "PRAGMA wal_checkpoint(TRUNCATE)")? {
-        Log { busy: false, .. } => Ok(()),
-        _ => {
-            Err(Error::Busy { doing: "empty the write-ahead log", path: c.path().unwrap_or_default().into() })
-        }
-    }
 }

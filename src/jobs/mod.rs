@@ -105,7 +105,7 @@ fn reap(vfs: &Vfs) -> Result<bool> {
 }
 
 fn reclaim(vfs: &Vfs) -> Result<bool> {
-    vfs.settle_half_put()?;
+    vfs.settle_half_put();
     let (blobs, bytes) = vfs.reclaim()?;
     if blobs > 0 {
         tracing::debug!("reclaimed {blobs} blobs, {bytes} bytes");

@@ -1,16 +1,14 @@
 //! Checksums as attributes, and the names that commands give to blobs.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::change::{BlobRow, Change, Ino, Kind};
 use crate::checksum::{Checksum, hex};
+use crate::vfs::open::{RELEASE_MAX, RELEASE_POLL};
 use crate::vfs::{Error, Result, Vfs};
 
 /// Up to this size SHA-256 and MD5 are computed while the caller waits; larger ones are queued.
 const DIGEST_AT_ONCE_BYTES_MAX: u64 = 16 << 20;
-
-/// How long after its answer a close may still be on its way here.
-const RELEASE_MAX: Duration = Duration::from_millis(50);
 
 /// SHA-256 and MD5 that wait to be computed, at most; the index knows the rest.
 const UNDIGESTED_MAX: usize = 10_000;
@@ -29,7 +27,7 @@ impl Vfs {
                 let row = if row.sha256.is_some() && row.md5.is_some() {
                     row
                 } else if row.size <= DIGEST_AT_ONCE_BYTES_MAX {
-                    self.publish_digests(&row, false)?
+                    self.publish_digests(&row, true)?
                 } else {
                     self.queue_digests(row.checksum);
                     return Err(Error::NoAttribute);
@@ -58,7 +56,7 @@ impl Vfs {
         let until = Instant::now() + RELEASE_MAX;
         let open = || self.nodes.existing(ino).is_some_and(|node| node.staged.is_some() && node.writers > 0);
         while open() && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(1));
+            std::thread::sleep(RELEASE_POLL);
         }
     }
 

@@ -6,8 +6,9 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::change::{Change, Ino, StagingName};
+use crate::change::{Change, Ino, StagedRow, StagingName};
 use crate::failpoint;
+use crate::vfs::node::Locked;
 use crate::vfs::seal::SEAL_BATCH;
 use crate::vfs::{Error, Result, Vfs};
 
@@ -92,22 +93,35 @@ impl Vfs {
         if node.putting || node.clone.is_some() {
             return Ok(());
         }
+        if self.mark_forced(&mut node, name, begun)? == Some(true) {
+            failpoint::hit("force.recorded");
+        }
+        Ok(())
+    }
+
+    /// Notes that a staging file was forced by a force that began at `begun`, and commits that unless it is known; whether it
+    /// did. `None` when the file has another staging file by now, or none.
+    pub(super) fn mark_forced(
+        &self,
+        node: &mut Locked<'_>,
+        name: StagingName,
+        begun: Instant,
+    ) -> Result<Option<bool>> {
         let writers = node.writers;
         let Some(staged) = node.staged.as_mut().filter(|staged| staged.row.file == name) else {
-            return Ok(());
+            return Ok(None);
         };
         staged.forced_at = Instant::now();
         if writers == 0 && staged.closed.is_none_or(|closed| closed <= begun) {
             staged.unforced_since = None;
         }
-        if !staged.row.forced {
-            let mut row = staged.row.clone();
-            row.forced = true;
-            self.commit(&[Change::Stage(row)])?;
-            failpoint::hit("force.recorded");
-            staged.row.forced = true;
+        if staged.row.forced {
+            return Ok(Some(false));
         }
-        Ok(())
+        let row = StagedRow { forced: true, ..staged.row.clone() };
+        self.commit(&[Change::Stage(row.clone())])?;
+        staged.row = row;
+        Ok(Some(true))
     }
 
     /// Unlinks staging files whose end is durable.
@@ -165,7 +179,7 @@ impl Vfs {
         self.write_atimes()?;
         self.sync_index()?;
         self.release_retired();
-        self.settle_half_put()?;
+        self.settle_half_put();
         if let Err(error) = self.index.tidy() {
             // Everything is durable in the redo log, on a full disk as well.
             tracing::warn!("the index file was not brought up to date: {error}");

@@ -29,8 +29,8 @@ pub type Register<'a> = &'a dyn Fn(BorrowedFd<'_>) -> io::Result<Token>;
 const PASSTHROUGH_BYTES_MIN: u64 = 32 * 1024;
 
 /// How long after its answer a close may still be on its way here, and how often that is looked at.
-const RELEASE_MAX: Duration = Duration::from_millis(50);
-const RELEASE_POLL: Duration = Duration::from_micros(200);
+pub(super) const RELEASE_MAX: Duration = Duration::from_millis(50);
+pub(super) const RELEASE_POLL: Duration = Duration::from_micros(200);
 
 /// How often a file is tried to be sealed before it is emptied.
 const SEAL_TRIES: u32 = 3;

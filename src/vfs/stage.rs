@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::change::{Change, Inode, Kind, Nanos, StagedRow, StagingName};
 use crate::checksum::Checksum;
 use crate::failpoint;
-use crate::filestore::{self, StagingWriter};
+use crate::filestore::{self, Latch, StagingWriter};
 use crate::index::Seq;
 use crate::sys::content as sys;
 use crate::sys::file::copy_range;
@@ -253,21 +253,20 @@ impl Vfs {
         if self.store.stat_staging(name)?.links == 1 {
             return Ok(());
         }
-        let reader = self.store.open_staging(name)?;
-        let digest = reader.digest(|| true).map_err(Error::io(format!("read staging file {name}")))?;
-        let digest = digest.ok_or(Error::Stale(inode.ino))?;
-        let latch = self.store.latch(&digest.checksum);
-        if self.index.blob(&digest.checksum)?.is_none() {
-            // No commit has named the blob, so the put is taken back.
-            self.store.remove_blob(&latch)?;
-            return Ok(());
-        }
-        if self.owners.lock().get(&digest.checksum).is_none_or(|owner| owner.ino == inode.ino) {
-            self.store.detach(&latch, name)?;
-            // A crash here leaves the staged version in a file of one name, and a blob that the index may not know.
-            failpoint::hit("private.detached");
-            self.change_hands(&digest.checksum);
-            return Ok(());
+        if let Some(sum) = self.put_from(name)? {
+            let latch = self.store.latch(&sum);
+            // Under the latch, as another file may have been put there meanwhile.
+            if self.take_back(&latch, name)? {
+                return Ok(());
+            }
+            let other = self.owners.lock().get(&sum).is_some_and(|owner| owner.ino != inode.ino);
+            if !other && self.is_blob(&sum, name)? {
+                self.store.detach(&latch, name)?;
+                // A crash here leaves the staged version in a file of one name, and a blob that the index may not know.
+                failpoint::hit("private.detached");
+                self.change_hands(&sum);
+                return Ok(());
+            }
         }
         // The file serves another inode of the same content by now: this one gets a copy.
         let (moved, _) = self.restage(&staged.row)?;
@@ -316,31 +315,53 @@ impl Vfs {
     }
 
     /// Unlinks what `let_go` kept, and the blobs that only a put without a commit has made. A job does this.
-    pub fn settle_half_put(&self) -> Result<()> {
-        loop {
-            let Some(name) = self.half_put.lock().last().copied() else { return Ok(()) };
-            self.take_back_put(name)?;
-            self.give_up_staging(name);
-            self.half_put.lock().retain(|other| *other != name);
+    pub fn settle_half_put(&self) {
+        let names = std::mem::take(&mut *self.half_put.lock());
+        for name in names {
+            match self.take_back_put(name) {
+                Ok(()) => self.give_up_staging(name),
+                Err(error) => {
+                    tracing::warn!("staging file {name}, without use, stays until the next start: {error}");
+                }
+            }
         }
     }
 
     /// Unlinks the blob that a staging file is too, if no commit knows it.
     pub(super) fn take_back_put(&self, name: StagingName) -> Result<()> {
+        match self.put_from(name)? {
+            Some(sum) => self.take_back(&self.store.latch(&sum), name).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// The checksum of a staging file, if a put has linked it as that blob.
+    fn put_from(&self, name: StagingName) -> Result<Option<Checksum>> {
         let reader = match self.store.open_staging(name) {
-            Err(error) if error.is_absent() => return Ok(()),
+            Err(error) if error.is_absent() => return Ok(None),
             reader => reader?,
         };
-        let what = || Error::io(format!("read staging file {name}"));
-        let file_ino = reader.stat().map_err(what())?.file_ino;
-        let Some(digest) = reader.digest(|| true).map_err(what())? else { return Ok(()) };
-        let latch = self.store.latch(&digest.checksum);
-        let known = self.index.blob(&digest.checksum)?.is_some();
-        let stored = self.store.stat_blob(&digest.checksum)? == Some(digest.size);
-        if !known && stored && self.store.open_blob(&digest.checksum, digest.size)?.file_ino() == file_ino {
-            self.store.remove_blob(&latch)?;
+        let digest = reader.digest(|| true).map_err(Error::io(format!("read staging file {name}")))?;
+        let Some(digest) = digest else { return Ok(None) };
+        Ok(self.is_blob(&digest.checksum, name)?.then_some(digest.checksum))
+    }
+
+    /// Whether a staging file and a blob are one file.
+    fn is_blob(&self, sum: &Checksum, name: StagingName) -> Result<bool> {
+        let Some(size) = self.store.stat_blob(sum)? else { return Ok(false) };
+        let staged = self.store.open_staging(name)?;
+        let staged = staged.stat().map_err(Error::io(format!("stat staging file {name}")))?;
+        Ok(staged.size == size && self.store.open_blob(sum, size)?.file_ino() == staged.file_ino)
+    }
+
+    /// Unlinks a blob that is this staging file, unless a commit knows it; whether it did.
+    fn take_back(&self, latch: &Latch<'_>, name: StagingName) -> Result<bool> {
+        let sum = latch.checksum();
+        if self.index.blob(sum)?.is_some() || !self.is_blob(sum, name)? {
+            return Ok(false);
         }
-        Ok(())
+        self.store.remove_blob(latch)?;
+        Ok(true)
     }
 
     /// Unlinks a staging file that no committed row names.

@@ -410,6 +410,43 @@ fn a_blob_s_file_is_written_only_after_its_staging_name_is_gone() {
     verify(&dir, vfs);
 }
 
+/// A put without a commit leaves a blob that no row knows; a staging file that has a second name for another reason must not
+/// make it go.
+#[test]
+fn a_staging_file_of_two_names_takes_no_other_file_s_blob_along() {
+    let (dir, vfs) = tree(false);
+    let me = Caller { uid: 0, gid: 0, pid: 0 };
+    let repo = vfs.make_directory(&me, ROOT, b"a", 0o755, 0).unwrap().inode.ino;
+    let write = Access { write: true, ..Access::default() };
+    let (made, _) = vfs.create(&me, repo, b"f", (0o644, 0), write, &register(false)).unwrap();
+    let ino = made.inode.ino;
+    vfs.write(ino, 0, &[5; 1000], false).unwrap();
+    vfs.release(ino, write);
+    let name = vfs.nodes.lock(ino).staged.as_ref().map(|staged| staged.row.file).unwrap();
+    let path = dir.path().join("filestore").join("_pre").join(name.to_string());
+    std::fs::hard_link(path, dir.path().join("kept")).unwrap();
+
+    let other = vfs.next_staging().unwrap();
+    vfs.store.stage(other).unwrap().write_at(&[5; 1000], 0).unwrap();
+    let sum = vfs.store.open_staging(other).unwrap().digest(|| true).unwrap().unwrap().checksum;
+    vfs.store.put(&[(sum, filestore::Staged { name: other, size: 1000 })]).unwrap();
+
+    vfs.open(&me, ino, write, &register(false)).unwrap();
+    vfs.write(ino, 0, b"new", false).unwrap();
+    assert_eq!(vfs.store.stat_blob(&sum).unwrap(), Some(1000));
+    assert_eq!(std::fs::read(dir.path().join("kept")).unwrap(), [5; 1000]);
+    let mut bytes = [0; 4];
+    vfs.read(ino, 0, &mut bytes).unwrap();
+    assert_eq!(&bytes, b"new\x05");
+    vfs.release(ino, write);
+
+    // The blob goes with the staging file that it is, when nothing names either.
+    vfs.let_go(other);
+    vfs.settle_half_put();
+    assert_eq!(vfs.store.stat_blob(&sum).unwrap(), None);
+    verify(&dir, vfs);
+}
+
 proptest! {
     #![proptest_config(cases(16))]
 

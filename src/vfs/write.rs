@@ -90,24 +90,13 @@ impl Vfs {
     ) -> Result<()> {
         let Some(mut node) = self.nodes.existing(ino) else { return Ok(forced?) };
         node.settle();
-        let writers = node.writers;
-        let Some(staged) = node.staged.as_mut().filter(|staged| staged.row.file == name) else {
-            return match forced {
-                Err(error) if !error.is_absent() => Err(error.into()),
-                _ => Ok(()),
-            };
-        };
-        forced?;
-        staged.forced_at = Instant::now();
-        if writers == 0 && staged.closed.is_none_or(|closed| closed <= begun) {
-            staged.unforced_since = None;
+        let replaced = node.staged.as_ref().is_none_or(|staged| staged.row.file != name);
+        match forced {
+            Err(error) if replaced && error.is_absent() => return Ok(()),
+            forced => forced?,
         }
-        if !staged.row.forced {
-            let mut row = staged.row.clone();
-            row.forced = true;
-            self.commit(&[Change::Stage(row.clone())])?;
+        if self.mark_forced(&mut node, name, begun)? == Some(true) {
             failpoint::hit("fsync.recorded");
-            staged.row = row;
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use rusqlite::Connection;
 
+use super::super::forcing::log_pages;
 use super::schema::Step;
 use super::*;
 
