@@ -79,7 +79,7 @@ test-programs: test-packages
 	@for program in $(TEST_PROGRAMS); do \
 		name=$${program%%:*} version=$${program##*:}; \
 		grep -qs "\"$$name $$version " "$(TOOLS)/.crates2.json" || \
-			$(CARGO) install --locked --root "$(TOOLS)" --version "=$$version" "$$name" || exit 1; \
+			$(CARGO) install --locked --force --root "$(TOOLS)" --version "=$$version" "$$name" || exit 1; \
 	done
 
 bench-peers:
