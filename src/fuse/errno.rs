@@ -63,6 +63,7 @@ fn index_errno(error: &index::Error) -> Errno {
         | index::Error::Busy { .. }
         | index::Error::Corrupt { .. }
         | index::Error::Newer { .. }
+        | index::Error::Unfinished { .. }
         | index::Error::Foreign { .. }
         | index::Error::Sql { .. } => Errno::EIO,
     }

@@ -13,7 +13,8 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use super::error::{Error, Result};
-use super::{schema, sql};
+use super::writer::{APPLIED, SESSION, number};
+use super::{redo, schema, sql};
 use crate::failpoint;
 
 /// Page cache of the writer: the inner pages of every tree of a large index, and the leaves in use.
@@ -24,10 +25,10 @@ const READER_CACHE_KIB: u32 = 4 * 1024;
 const SMALL_CACHE_KIB: u32 = 256;
 /// Readers kept for the next question; more are opened when more threads ask at once, and closed again.
 const READERS_KEPT: usize = 8;
-/// Beyond this many pages (32 MiB) a commit empties the write-ahead log itself, where `Index::sync` did not.
-pub(super) const LOG_PAGES_MAX: u32 = 16 * 1024;
+/// Beyond this many pages (32 MiB) a flush copies the write-ahead log back itself, where `Index::tidy` did not.
+pub(super) const LOG_PAGES_MAX: i64 = 16 * 1024;
 /// Nobody else should hold a lock; whoever does, as a `sqlite3` of an operator, is waited for this long.
-const BUSY_WAIT: Duration = Duration::from_secs(5);
+pub(super) const BUSY_WAIT: Duration = Duration::from_secs(5);
 
 /// Paths of the index and of what lies beside it.
 #[derive(Clone, Debug)]
@@ -105,6 +106,7 @@ fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
 pub(super) fn open_writer(files: &Files) -> Result<Connection> {
     let c = open(&files.db, OpenFlags::SQLITE_OPEN_READ_WRITE, WRITER_CACHE_KIB)?;
     sql::bound_log(&c, LOG_PAGES_MAX)?;
+    sql::keep_in_memory(&c)?;
     Ok(c)
 }
 
@@ -113,7 +115,8 @@ pub(super) fn open_copier(files: &Files) -> Result<Connection> {
     open(&files.db, OpenFlags::SQLITE_OPEN_READ_WRITE, SMALL_CACHE_KIB)
 }
 
-/// Verifies that the file is an index of ours, brings it up to date, and leaves it untouched where it is not.
+/// Verifies that the file is an index of ours, brings it up to date, and leaves it untouched where it is not. The connection
+/// is `quiet`.
 ///
 /// First the header is read without SQLite, which knows a foreign file and a newer version. The rest is read through SQLite
 /// with checkpoints off, so that even the log of a refused index stays as it was.
@@ -129,6 +132,8 @@ pub(super) fn open_verified(files: &Files, steps: &[schema::Step], known: i64) -
     let c = open_writer(files)?;
     let verified = quiet(&c, true).and_then(|()| schema::accept(&c, &files.db, known)).and_then(|found| {
         if found < known {
+            let [session, applied] = [SESSION, APPLIED].map(|key| number(files, &c, key));
+            redo::must_be_done(files, session?, applied?)?;
             schema::upgrade(&c, files, steps, found, known)?;
         }
         schema::TABLES.iter().try_for_each(|table| sql::probe(&c, table))
@@ -142,7 +147,6 @@ pub(super) fn open_verified(files: &Files, steps: &[schema::Step], known: i64) -
         }
         return Err(refused);
     }
-    quiet(&c, false)?;
     match sql::use_log(&c)?.as_str() {
         "wal" => Ok(c),
         other => Err(Error::corrupt(&files.db, format!("no write-ahead log is possible here, only {other}"))),
@@ -150,7 +154,7 @@ pub(super) fn open_verified(files: &Files, steps: &[schema::Step], known: i64) -
 }
 
 /// Whether closing the connection leaves the log alone.
-fn quiet(c: &Connection, on: bool) -> Result<()> {
+pub(super) fn quiet(c: &Connection, on: bool) -> Result<()> {
     let set = c.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, on);
     set.map(drop).map_err(|e| Error::of(c, "prepare a connection", e))
 }

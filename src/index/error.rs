@@ -112,6 +112,15 @@ pub enum Error {
         /// The last one known here.
         known: i64,
     },
+    /// The redo log has commits that only the version of depotfs that wrote them can apply.
+    #[error(
+        "the redo log {path} was written by another version of depotfs and may still be needed; nothing was changed: \
+         mount the depot with that version, unmount it, and try again"
+    )]
+    Unfinished {
+        /// The redo log.
+        path: PathBuf,
+    },
     /// The file is not an index of depotfs.
     #[error("{path} is not an index of depotfs; it was not touched")]
     Foreign {
@@ -141,6 +150,29 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the index as it is does not allow the change; otherwise something failed.
+    pub(super) fn is_refusal(&self) -> bool {
+        use Error::*;
+        match self {
+            Exists { .. }
+            | NotFound { .. }
+            | NotEmpty { .. }
+            | Stale { .. }
+            | Loop { .. }
+            | TooManyLinks { .. }
+            | Invalid { .. }
+            | Collision { .. } => true,
+            Full { .. }
+            | Busy { .. }
+            | Corrupt { .. }
+            | Newer { .. }
+            | Unfinished { .. }
+            | Foreign { .. }
+            | Io { .. }
+            | Sql { .. } => false,
+        }
+    }
+
     /// An error of SQLite on `c`, sorted.
     pub(super) fn of(c: &Connection, doing: &'static str, source: rusqlite::Error) -> Error {
         Error::at(Path::new(c.path().unwrap_or_default()), doing, source)

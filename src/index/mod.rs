@@ -31,9 +31,7 @@ use std::fs::{self, File};
 use std::io;
 use std::ops::Deref;
 use std::path::Path;
-#[cfg(test)]
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 use rusqlite::Connection;
@@ -41,7 +39,7 @@ use rusqlite::Connection;
 pub use self::check::{Finding, Problem, check};
 pub use self::error::{Error, Result};
 
-use self::connection::{Files, Reader, Readers, Snapshot};
+use self::connection::{Files, LOG_PAGES_MAX, Reader, Readers, Snapshot};
 use self::forcing::Forcing;
 use self::numbers::Numbers;
 use self::redo::{EntryRef, Redo};
@@ -111,6 +109,8 @@ pub struct Index {
     numbers: Mutex<Numbers>,
     places: Places,
     reserve: Reserve,
+    /// Copying the log back into the database file has failed.
+    copy_failed: AtomicBool,
     /// Makes the next force fail, for tests.
     #[cfg(test)]
     fail_force: AtomicBool,
@@ -174,6 +174,7 @@ impl Index {
             numbers: Mutex::new(numbers),
             places: Places::default(),
             reserve,
+            copy_failed: AtomicBool::new(false),
             files,
             #[cfg(test)]
             fail_force: AtomicBool::new(false),
@@ -335,17 +336,33 @@ impl Index {
         if changes.is_empty() {
             return Ok(self.last_seq());
         }
+        let releases = apply::releases(changes);
         let mut writer = self.writer.lock();
+        if writer.is_overfull() && !releases {
+            drop(writer);
+            self.make_room()?;
+            writer = self.writer.lock();
+        }
+        // Removals go on as long as they can be logged: they are what makes room.
+        if writer.is_overfull() && writer.refusal().is_none() {
+            self.flush_with_reserve(&mut writer);
+        }
         let mut done = self.log_entry(&mut writer, EntryRef::Changes(changes));
-        if matches!(done, Err(Error::Full { .. })) && apply::releases(changes) {
-            self.reserve.release();
-            // The log needs no new space once it is copied back. Where even that fails, the reserve itself may do.
-            let _ = self.flush_writer(&mut writer).and_then(|()| sql::checkpoint_some(&writer));
+        if matches!(done, Err(Error::Full { .. })) && releases {
+            self.flush_with_reserve(&mut writer);
             done = self.log_entry(&mut writer, EntryRef::Changes(changes));
         }
+        drop(writer);
         let (effects, seq) = done?;
         self.places.void(&effects.moved);
         Ok(seq)
+    }
+
+    /// Brings the file up to date with the space of the reserve. The log needs no new space once it is copied back; where even
+    /// that fails, the reserve itself may do.
+    fn flush_with_reserve(&self, writer: &mut Writer) {
+        self.reserve.release();
+        let _ = self.flush_writer(writer).and_then(|()| self.copy_back(writer, sql::checkpoint_some));
     }
 
     fn log_entry(&self, writer: &mut Writer, entry: EntryRef<'_>) -> Result<(apply::Effects, Seq)> {
@@ -375,7 +392,12 @@ impl Index {
     fn flush_writer(&self, writer: &mut Writer) -> Result<()> {
         let flushed = writer.flush();
         self.flushed.store(writer.flushed(), Ordering::Release);
-        flushed
+        flushed?;
+        // Ordinarily `tidy` keeps the log short.
+        if sql::log(writer)?.pages >= LOG_PAGES_MAX && !self.copy_failed.load(Ordering::Acquire) {
+            let _ = self.copy_back(writer, sql::checkpoint_some);
+        }
+        Ok(())
     }
 
     /// A connection that sees every commit made so far, for one question.
@@ -441,6 +463,11 @@ impl Drop for Index {
             let error = &error as &dyn std::error::Error;
             tracing::warn!(error, "the index file was not brought up to date; the next start does that");
         }
+        if self.copy_failed.load(Ordering::Acquire) {
+            // Closing would copy, and force what has lost pages.
+            let _ = connection::quiet(&self.copier.lock(), true);
+            let _ = connection::quiet(&self.writer.lock(), true);
+        }
     }
 }
 
@@ -498,6 +525,7 @@ impl Opened {
         let writer = Writer::start(files, c, redo, || {
             log.sync_data().map_err(|e| Error::io(&files.wal, "force the write-ahead log", e))
         })?;
+        connection::quiet(&writer, false)?;
         let numbers = Numbers::from_mark(usable_mark(&writer)?);
         Ok(Opened { writer, log, depot_id, numbers })
     }

@@ -41,12 +41,12 @@ fn full_bytes() -> u64 {
 const MAGIC: [u8; 8] = *b"DPTREDO\x01";
 
 /// Magic and the depot's id.
-const HEADER_BYTES: u64 = 24;
+pub(super) const HEADER_BYTES: u64 = 24;
 
 /// Length of the payload, checksum, session, number.
 const RECORD_HEADER_BYTES: usize = 24;
 
-/// Beyond this, whoever commits waits until the other file is free.
+/// Beyond this, whoever commits makes the other file free first if nobody is about to; beyond twice as much it waits.
 const OVERGROWN_BYTES: u64 = 32 << 20;
 
 /// Longer records are damage.
@@ -80,6 +80,16 @@ impl Entry {
     }
 }
 
+impl EntryRef<'_> {
+    /// How many changes it has.
+    pub fn changes(self) -> usize {
+        match self {
+            EntryRef::Changes(changes) => changes.len(),
+            EntryRef::Numbers(_) => 1,
+        }
+    }
+}
+
 /// One of the two files.
 struct Part {
     path: PathBuf,
@@ -101,10 +111,13 @@ pub(super) struct Redo {
 }
 
 impl Redo {
-    /// Opens the files of an index, makes those that are not there; another depot's are refused. `begin` comes before the
-    /// first record.
+    /// Opens the files of an index, makes those that are not there; another depot's are refused, and then none is made.
+    /// `begin` comes before the first record.
     pub fn open(files: &Files, depot_id: [u8; 16]) -> Result<Redo> {
         let [first, second] = &files.redo;
+        for path in &files.redo {
+            Part::accept(path, depot_id)?;
+        }
         let parts = [Part::open(first, depot_id)?, Part::open(second, depot_id)?];
         Ok(Redo { parts, current: 0, kept: false, session: 0, buffer: Vec::new() })
     }
@@ -155,6 +168,11 @@ impl Redo {
         self.kept && self.parts[self.current].end >= OVERGROWN_BYTES
     }
 
+    /// Whether it has grown so far, for whatever reason, that nothing more is to be logged.
+    pub fn is_overfull(&self) -> bool {
+        self.parts[self.current].end >= 2 * OVERGROWN_BYTES
+    }
+
     /// SQLite has committed everything that is logged: goes over to the other file when this one is full.
     pub fn flushed(&mut self) {
         if self.is_full() {
@@ -175,12 +193,13 @@ impl Redo {
         self.parts[1 - self.current].unforced = false;
     }
 
-    /// Files with records that no force has covered, oldest first. The caller forces them, or trusts none of it again.
-    pub fn take_unforced(&mut self) -> Vec<Arc<File>> {
+    /// Files with records that no force has covered, oldest first, by their numbers. The caller forces them, or trusts none
+    /// of it again.
+    pub fn take_unforced(&mut self) -> Vec<(usize, Arc<File>)> {
         let mut files = Vec::with_capacity(2);
         for at in [1 - self.current, self.current] {
             if std::mem::take(&mut self.parts[at].unforced) {
-                files.push(self.parts[at].file.clone());
+                files.push((at, self.parts[at].file.clone()));
             }
         }
         files
@@ -209,35 +228,45 @@ impl Redo {
 }
 
 impl Part {
-    fn open(path: &Path, depot_id: [u8; 16]) -> Result<Part> {
-        let doing = "open the redo log";
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
-        let file = file.map_err(|e| Error::io(path, doing, e))?;
-        let length = file.metadata().map_err(|e| Error::io(path, doing, e))?.len();
-        let mut header = [0; HEADER_BYTES as usize];
-        if length >= HEADER_BYTES {
-            file.read_exact_at(&mut header, 0).map_err(|e| Error::io(path, doing, e))?;
-        }
+    /// Refuses a file that is not the redo log of this depot; whether there is one.
+    fn accept(path: &Path, depot_id: [u8; 16]) -> Result<bool> {
+        let io = |e| Error::io(path, "open the redo log", e);
+        let header = match File::open(path).and_then(|file| header_of(&file)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+            header => header.map_err(io)?,
+        };
         // Made by a start that ended before it could write more.
         if header == [0; HEADER_BYTES as usize] {
-            header[..8].copy_from_slice(&MAGIC);
-            header[8..].copy_from_slice(&depot_id);
-            match fill(&file, &header) {
+            return Ok(false);
+        }
+        if header[..7] != MAGIC[..7] {
+            return Err(Error::corrupt(path, "it is no redo log of an index"));
+        }
+        if header[7] != MAGIC[7] {
+            return Err(Error::Unfinished { path: path.to_owned() });
+        }
+        if header[8..] != depot_id {
+            return Err(Error::corrupt(path, "it belongs to another depot"));
+        }
+        Ok(true)
+    }
+
+    fn open(path: &Path, depot_id: [u8; 16]) -> Result<Part> {
+        let made = Part::accept(path, depot_id)?;
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+        let file = file.map_err(|e| Error::io(path, "open the redo log", e))?;
+        if !made {
+            match fill(&file, depot_id) {
                 Err(e) if matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
-                    tracing::warn!(path = %path.display(), "no space for the redo log: {e}");
+                    tracing::warn!(path = %path.display(), "no space to set aside for the redo log: {e}");
+                    // Without the header, the next start would take it for one that nobody has used.
+                    let header = header_of(&file).map_err(|e| Error::io(path, "make the redo log", e))?;
+                    if header[..8] != MAGIC {
+                        return Err(Error::io(path, "make the redo log", e));
+                    }
                 }
                 filled => filled.map_err(|e| Error::io(path, "make the redo log", e))?,
             }
-        } else if header[..7] != MAGIC[..7] {
-            return Err(Error::corrupt(path, "it is no redo log of an index"));
-        } else if header[7] != MAGIC[7] {
-            let what = format!(
-                "it is a redo log of version {}, this program knows {}: mount the depot with the program that wrote it, and unmount",
-                header[7], MAGIC[7]
-            );
-            return Err(Error::corrupt(path, what));
-        } else if header[8..] != depot_id {
-            return Err(Error::corrupt(path, "it belongs to another depot"));
         }
         Ok(Part { path: path.to_owned(), file: Arc::new(file), end: HEADER_BYTES, unforced: false })
     }
@@ -282,14 +311,40 @@ fn write(file: &File, record: &[u8], at: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Header and zeros, forced.
-fn fill(file: &File, header: &[u8]) -> io::Result<()> {
-    let mut bytes = vec![0; FILE_BYTES as usize];
-    bytes[..header.len()].copy_from_slice(header);
-    // The header last: with it, the file counts as made.
-    file.write_all_at(&bytes[header.len()..], header.len() as u64)?;
-    file.write_all_at(header, 0)?;
+/// The header of a file; zeros where there is none.
+fn header_of(file: &File) -> io::Result<[u8; HEADER_BYTES as usize]> {
+    let mut header = [0; HEADER_BYTES as usize];
+    if file.metadata()?.len() >= HEADER_BYTES {
+        file.read_exact_at(&mut header, 0)?;
+    }
+    Ok(header)
+}
+
+/// Header and zeros, forced. The header first: on a disk that has no space for all of it, the file is used as far as it goes.
+fn fill(file: &File, depot_id: [u8; 16]) -> io::Result<()> {
+    file.write_all_at(&[MAGIC.as_slice(), &depot_id].concat(), 0)?;
+    file.write_all_at(&vec![0; (FILE_BYTES - HEADER_BYTES) as usize], HEADER_BYTES)?;
     file.sync_all()
+}
+
+/// Refuses a redo log that has commits of `session` after `after`, whatever its version.
+pub(super) fn must_be_done(files: &Files, session: u64, after: Seq) -> Result<()> {
+    for path in &files.redo {
+        let io = |e| Error::io(path, "read the redo log", e);
+        let file = match File::open(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            file => file.map_err(io)?,
+        };
+        let length = file.metadata().map_err(io)?.len();
+        let (mut at, mut record) = (HEADER_BYTES, Vec::new());
+        while let Some(seq) = next(&file, at..length, session, &mut record).map_err(io)? {
+            if seq > after {
+                return Err(Error::Unfinished { path: path.clone() });
+            }
+            at += record.len() as u64;
+        }
+    }
+    Ok(())
 }
 
 /// Fills in the header of a record whose payload follows it.

@@ -7,10 +7,10 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::statvfs::statvfs;
+use parking_lot::Mutex;
 
 use super::error::{Error, Result};
 
@@ -22,7 +22,8 @@ pub(super) struct Reserve {
     path: PathBuf,
     /// `None` where there was not even space for the name; there is no lock then either.
     file: Option<File>,
-    filled: AtomicBool,
+    /// Held while that changes.
+    filled: Mutex<bool>,
 }
 
 impl Reserve {
@@ -44,7 +45,7 @@ impl Reserve {
                 Ok(reserve)
             }
             Err(e) if matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
-                Ok(Reserve { path: path.to_path_buf(), file: None, filled: AtomicBool::new(false) })
+                Ok(Reserve { path: path.to_path_buf(), file: None, filled: Mutex::new(false) })
             }
             Err(e) => Err(Error::io(path, "make the reserve", e)),
         }
@@ -58,14 +59,15 @@ impl Reserve {
             Err(TryLockError::Error(e)) => return Err(Error::io(path, doing, e)),
         }
         let length = file.metadata().map_err(|e| Error::io(path, "read the reserve", e))?.len();
-        let filled = AtomicBool::new(length >= RESERVE_BYTES);
+        let filled = Mutex::new(length >= RESERVE_BYTES);
         Ok(Reserve { path: path.to_path_buf(), file: Some(file), filled })
     }
 
     /// Gives the space back to the disk; whether there was any.
     pub fn release(&self) -> bool {
         let Some(file) = &self.file else { return false };
-        self.filled.store(false, Ordering::Relaxed);
+        let mut filled = self.filled.lock();
+        *filled = false;
         let had = file.metadata().is_ok_and(|m| m.len() > 0);
         had && file.set_len(0).is_ok()
     }
@@ -73,7 +75,8 @@ impl Reserve {
     /// Takes the space again when twice as much is free. Never an error: the next sync tries again.
     pub fn refill(&self) {
         let Some(file) = &self.file else { return };
-        if self.filled.load(Ordering::Relaxed) || !self.space() {
+        let mut filled = self.filled.lock();
+        if *filled || !self.space() {
             return;
         }
         let taken = match fallocate(file, FallocateFlags::empty(), 0, RESERVE_BYTES as i64)
@@ -83,7 +86,7 @@ impl Reserve {
             other => other,
         };
         match taken {
-            Ok(()) => self.filled.store(true, Ordering::Relaxed),
+            Ok(()) => *filled = true,
             Err(e) => {
                 tracing::debug!(path = %self.path.display(), error = %e, "the index reserve is not filled");
                 let _ = file.set_len(0);

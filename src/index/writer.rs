@@ -18,8 +18,9 @@ use super::redo::{EntryRef, Redo};
 use super::{Seq, sql};
 use crate::failpoint;
 
-/// So many commits in one transaction at most, which bounds what is to be applied again.
-const PENDING_MAX: u64 = 4096;
+/// A transaction with so many changes is ended. While that fails, nothing more is taken: what is pending stays in memory, has to
+/// be applied again after a crash, and must fit in the reserve of a full disk.
+const PENDING_CHANGES_MAX: usize = 4096;
 
 /// How long a flush that failed is not tried again unasked.
 const FLUSH_PAUSE: Duration = Duration::from_secs(1);
@@ -37,9 +38,18 @@ pub(super) struct Writer {
     session: u64,
     last: Seq,
     flushed: Seq,
+    /// Changes in the open transaction.
+    pending: usize,
     /// SQLite may lack commits that are logged.
     behind: bool,
-    flush_failed: Option<Instant>,
+    flush_failed: Option<Refusal>,
+}
+
+/// A flush that failed.
+#[derive(Clone, Copy)]
+struct Refusal {
+    at: Instant,
+    full: bool,
 }
 
 impl Deref for Writer {
@@ -70,6 +80,7 @@ impl Writer {
             session,
             last,
             flushed: last,
+            pending: 0,
             behind: true,
             flush_failed: None,
         };
@@ -100,7 +111,9 @@ impl Writer {
 
     /// Sees to it that the connection has every commit.
     pub fn ready(&mut self) -> Result<()> {
-        if !self.behind {
+        // After an error of the disk, of a read as well, SQLite has rolled the transaction back by itself.
+        let lost = !self.behind && self.flushed != self.last && self.is_autocommit();
+        if !self.behind && !lost {
             return Ok(());
         }
         self.renew()?;
@@ -121,6 +134,7 @@ impl Writer {
         match applied.and_then(|effects| self.redo.append(self.last + 1, entry).map(|()| effects)) {
             Ok(effects) => {
                 self.last += 1;
+                self.pending += entry.changes();
                 failpoint::hit("index.committed");
                 // It is logged, so it holds; if SQLite lost its transaction, it is applied again before the next use.
                 self.behind = sql::keep(self).is_err();
@@ -135,14 +149,29 @@ impl Writer {
 
     /// Whether so much is pending that a flush is due, and the last one that failed is long ago.
     pub fn is_flush_due(&self) -> bool {
-        (self.redo.is_full() || self.last - self.flushed >= PENDING_MAX)
-            && self.flush_failed.is_none_or(|at| at.elapsed() >= FLUSH_PAUSE)
+        (self.redo.is_full() || self.pending >= PENDING_CHANGES_MAX)
+            && self.flush_failed.is_none_or(|failed| failed.at.elapsed() >= FLUSH_PAUSE)
+    }
+
+    /// Whether nothing more is taken before a flush and a force have made room.
+    pub fn is_overfull(&self) -> bool {
+        self.pending >= PENDING_CHANGES_MAX || self.redo.is_overfull()
+    }
+
+    /// Why the next flush would fail, if one failed a moment ago.
+    pub fn refusal(&self) -> Option<Error> {
+        let failed = self.flush_failed.filter(|failed| failed.at.elapsed() < FLUSH_PAUSE)?;
+        let kind = if failed.full { io::ErrorKind::StorageFull } else { io::ErrorKind::Other };
+        let source = io::Error::new(kind, "the index file was not brought up to date a moment ago");
+        Some(Error::io(&self.files.db, "commit", source))
     }
 
     /// Ends the open transaction, so that other connections see every commit.
     pub fn flush(&mut self) -> Result<()> {
         let flushed = self.ready().and_then(|()| self.end_transaction());
-        self.flush_failed = flushed.is_err().then(Instant::now);
+        let refusal =
+            |error: &Error| Refusal { at: Instant::now(), full: matches!(error, Error::Full { .. }) };
+        self.flush_failed = flushed.as_ref().err().map(refusal);
         flushed
     }
 
@@ -160,6 +189,7 @@ impl Writer {
             return Err(error);
         }
         self.flushed = self.last;
+        self.pending = 0;
         self.redo.flushed();
         failpoint::hit("index.flushed");
         Ok(())
@@ -176,10 +206,9 @@ impl Writer {
         done
     }
 
-    /// As if SQLite had given up its transaction.
-    #[cfg(test)]
-    pub fn lose_transaction(&mut self) {
-        self.behind = true;
+    /// Starts the redo log anew. Everything in it must be forced in SQLite's files.
+    pub fn restart_redo(&mut self) {
+        self.redo.begin(self.session);
     }
 
     /// A connection without a transaction.
@@ -209,17 +238,15 @@ impl Writer {
             for (seq, entry) in &missing {
                 if let Err(error) = apply_entry(self, entry.as_ref()) {
                     let _ = sql::rollback(self);
-                    return Err(match error {
-                        Error::Full { .. } | Error::Io { .. } | Error::Busy { .. } => error,
-                        misfit => {
-                            let what =
-                                format!("commit {seq} of the redo log does not fit the index: {misfit}");
-                            Error::corrupt(&self.files.db, what)
-                        }
-                    });
+                    if !error.is_refusal() {
+                        return Err(error);
+                    }
+                    let what = format!("commit {seq} of the redo log does not fit the index: {error}");
+                    return Err(Error::corrupt(&self.files.db, what));
                 }
             }
         }
+        self.pending = missing.iter().map(|(_, entry)| entry.as_ref().changes()).sum();
         (self.flushed, self.last, self.behind) = (applied, last, false);
         Ok(())
     }
@@ -242,7 +269,7 @@ fn apply_entry(c: &Connection, entry: EntryRef<'_>) -> Result<Effects> {
 }
 
 /// A number in `meta`, 0 where there is none.
-fn number(files: &Files, c: &Connection, key: &str) -> Result<u64> {
+pub(super) fn number(files: &Files, c: &Connection, key: &str) -> Result<u64> {
     match sql::meta(c, key)? {
         None => Ok(0),
         Some(text) => match text.parse() {

@@ -1,5 +1,7 @@
 //! SQLite's own: transactions, settings of a connection, the header of the file, the write-ahead log.
 
+use std::time::Duration;
+
 use rusqlite::Connection;
 
 use super::{one, run};
@@ -54,11 +56,17 @@ pub(in crate::index) fn tune(c: &Connection, cache_kib: u32) -> Result<()> {
     script(c, "prepare a connection", &pragmas)
 }
 
-/// Makes the writer empty the write-ahead log by itself beyond `pages`, and bounds what the log keeps on disk afterwards.
-pub(in crate::index) fn bound_log(c: &Connection, pages: u32) -> Result<()> {
-    let bytes = u64::from(pages) * u64::from(crate::index::schema::PAGE_BYTES + 24);
-    let pragmas = format!("PRAGMA wal_autocheckpoint = {pages}; PRAGMA journal_size_limit = {bytes}");
+/// Bounds what the write-ahead log keeps on disk after it was copied back. SQLite itself never copies it back, as it would tell
+/// nobody of an error.
+pub(in crate::index) fn bound_log(c: &Connection, pages: i64) -> Result<()> {
+    let bytes = pages * i64::from(crate::index::schema::PAGE_BYTES + 24);
+    let pragmas = format!("PRAGMA wal_autocheckpoint = 0; PRAGMA journal_size_limit = {bytes}");
     script(c, "prepare a connection", &pragmas)
+}
+
+/// Changed pages stay in memory until the transaction ends: nothing but its end can meet a full disk.
+pub(in crate::index) fn keep_in_memory(c: &Connection) -> Result<()> {
+    script(c, "prepare a connection", "PRAGMA cache_spill = OFF")
 }
 
 /// For a file that has no page yet.
@@ -77,7 +85,7 @@ pub(in crate::index) fn durable_commits(c: &Connection) -> Result<()> {
     script(c, "prepare a connection", "PRAGMA synchronous = FULL")
 }
 
-/// From here on commits are forced by `Index::sync`.
+/// From here on commits are forced by `Index::sync`, in the redo log.
 pub(in crate::index) fn normal_commits(c: &Connection) -> Result<()> {
     script(c, "prepare a connection", "PRAGMA synchronous = NORMAL")
 }
@@ -116,7 +124,7 @@ pub(in crate::index) struct Log {
     pub busy: bool,
     /// Pages in the log.
     pub pages: i64,
-    /// Pages of them that a checkpoint has copied and forced.
+    /// Pages of them that a checkpoint has copied; forced when they are all.
     pub copied: i64,
 }
 
@@ -131,14 +139,19 @@ pub(in crate::index) fn log(c: &Connection) -> Result<Log> {
     checkpoint(c, "PRAGMA wal_checkpoint(NOOP)")
 }
 
-/// Copies what can be copied without making anybody wait, and forces it.
+/// Copies what can be copied without making anybody wait, and forces it if that is all.
 pub(in crate::index) fn checkpoint_some(c: &Connection) -> Result<Log> {
     checkpoint(c, "PRAGMA wal_checkpoint(PASSIVE)")
 }
 
-/// Copies everything, forces it and empties the log; waits for readers.
+/// Copies everything, forces it and empties the log; waits for readers, but not long.
 pub(in crate::index) fn checkpoint_all(c: &Connection) -> Result<()> {
-    match checkpoint(c, "PRAGMA wal_checkpoint(TRUNCATE)")? {
+    // Whoever reads for long must not hold up everybody else.
+    let wait = |time| c.busy_timeout(time).map_err(|e| Error::of(c, "prepare a connection", e));
+    wait(Duration::from_millis(200))?;
+    let done = checkpoint(c, "PRAGMA wal_checkpoint(TRUNCATE)");
+    wait(crate::index::connection::BUSY_WAIT)?;
+    match done? {
         Log { busy: false, .. } => Ok(()),
         _ => {
             Err(Error::Busy { doing: "empty the write-ahead log", path: c.path().unwrap_or_default().into() })

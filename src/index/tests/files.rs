@@ -282,7 +282,7 @@ fn a_failed_force_is_not_forgotten() {
 fn the_log_stays_bounded() {
     let d = Depot::new();
     let repo = d.dir(ROOT, "a");
-    let bound = u64::from(connection::LOG_PAGES_MAX + 1000) * 2072;
+    let bound = (LOG_PAGES_MAX as u64 + 1000) * 2072;
     let mut largest = 0;
     for n in 0..6000 {
         d.file(repo, &format!("file number {n}"));

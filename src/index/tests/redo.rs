@@ -1,7 +1,10 @@
 //! Commits that only the redo log has, after kills, torn writes and failures of SQLite.
 
+use std::sync::atomic::Ordering;
+
 use super::files::killed;
 use super::*;
+use crate::index::redo::HEADER_BYTES;
 
 /// Names in a directory, in the order in which they were made.
 fn names(index: &Index, dir: Ino) -> Vec<String> {
@@ -135,7 +138,6 @@ fn commits_outlive_a_transaction_that_sqlite_gives_up() {
         }
         writer.execute_batch("PRAGMA max_page_count = 1000000").unwrap();
     }
-    d.index.writer.lock().lose_transaction();
     assert_eq!(names(&d.index, repo).len(), made);
     assert!(d.index.commit(&[remove(repo, "3", 999, 1)]).is_err());
     d.file(repo, "one more");
@@ -160,4 +162,126 @@ fn a_log_that_is_not_ours_is_refused() {
         assert!(error.contains(what), "{error}");
         assert!(fs::read(&path).unwrap() == bytes);
     }
+}
+
+#[test]
+fn a_read_that_fails_and_ends_the_transaction_loses_nothing() {
+    let d = Depot::new();
+    let repo = d.dir(ROOT, "repo");
+    d.index.tidy().unwrap();
+    for n in 0..10 {
+        d.file(repo, &format!("{n}"));
+    }
+    // What SQLite does by itself when a read meets an error of the disk.
+    d.index.writer.lock().execute_batch("ROLLBACK").unwrap();
+    assert_eq!(names(&d.index, repo).len(), 10);
+    d.index.writer.lock().execute_batch("ROLLBACK").unwrap();
+    d.file(repo, "one more");
+    d.index.writer.lock().execute_batch("ROLLBACK").unwrap();
+    d.index.flush().unwrap();
+    assert_eq!(d.index.flushed.load(Ordering::Acquire), d.index.last_seq());
+    let copy = killed(&d);
+    assert_eq!(names(&reopened(&copy), repo).len(), 11);
+    d.clean();
+}
+
+#[test]
+fn commits_after_a_hole_in_the_log_are_found() {
+    let d = Depot::new();
+    let repo = d.dir(ROOT, "repo");
+    d.index.sync().unwrap();
+    for n in 0..100 {
+        d.file(repo, &format!("{n}"));
+    }
+    d.index.fail_force.store(true, Ordering::Relaxed);
+    assert!(d.index.sync().is_err());
+    // The page that the disk refused is clean in memory, and what it was before on the disk.
+    let redo = fs::OpenOptions::new().write(true).open(d.dir.path().join("index.redo0")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&redo, &[0; 512], HEADER_BYTES).unwrap();
+    assert_eq!(d.index.sync().unwrap(), d.index.last_seq());
+    d.file(repo, "after");
+    d.index.sync().unwrap();
+    let copy = killed(&d);
+    let index = reopened(&copy);
+    assert_eq!(names(&index, repo).len(), 101);
+    assert!(dump(&index) == dump(&d.index));
+    d.clean();
+}
+
+#[test]
+fn a_log_made_on_a_full_disk_keeps_its_commits() {
+    let Some(disk) = full::Small::new(24) else { return };
+    let path = disk.path().join("index.db");
+    for left in [0, 1, 100, 1000, 3000] {
+        for name in [
+            "index.db",
+            "index.db-wal",
+            "index.db-shm",
+            "index.reserve",
+            "index.redo0",
+            "index.redo1",
+            "filler",
+        ] {
+            let _ = fs::remove_file(disk.path().join(name));
+        }
+        Index::create(&path, &init()).unwrap();
+        disk.fill();
+        let filler = fs::OpenOptions::new().write(true).open(disk.path().join("filler")).unwrap();
+        filler.set_len(filler.metadata().unwrap().len() - (left << 10)).unwrap();
+        let index = Index::open(&path).unwrap();
+        let mut made = 0;
+        while made < 50 && full::make(&index, ROOT, &format!("repo{made}"), Kind::Directory).is_ok() {
+            made += 1;
+        }
+        index.sync().unwrap();
+        let killed = killed_at(disk.path());
+        let found = reopened(&killed);
+        assert_eq!(
+            names(&found, ROOT).iter().filter(|name| name.starts_with("repo")).count(),
+            made,
+            "{left}"
+        );
+        assert!(left < 100 || made == 50, "{left}: {made}");
+    }
+}
+
+#[test]
+fn what_is_pending_is_bounded_while_the_file_takes_nothing() {
+    let d = Depot::new();
+    let repo = d.dir(ROOT, "repo");
+    d.index.tidy().unwrap();
+    let pages: i64 = d.index.writer.lock().query_row("PRAGMA page_count", [], |row| row.get(0)).unwrap();
+    d.hack(&format!("PRAGMA max_page_count = {}", pages + 200));
+    let mut made = 0;
+    let refused = loop {
+        let (_, creation) = d.creation(repo, &format!("{made}"), Kind::File, 1);
+        match d.index.commit(&[creation]) {
+            Ok(_) => made += 1,
+            Err(error) => break error,
+        }
+        assert!(made < 20_000);
+    };
+    assert!(matches!(refused, Error::Full { .. }), "{refused}");
+    d.hack("PRAGMA max_page_count = 1000000");
+    assert_eq!(names(&d.index, repo).len(), made);
+    d.file(repo, "goes on");
+    d.clean();
+}
+
+#[test]
+fn an_upgrade_waits_for_commits_that_only_the_log_has() {
+    let d = Depot::new();
+    d.index.tidy().unwrap();
+    let upgradable = killed(&d);
+    d.dir(ROOT, "pending");
+    let pending = killed(&d);
+    const STEPS: &[schema::Step] =
+        &[schema::Step { from: 1, sql: "UPDATE meta SET value = '2' WHERE key = 'schema'" }];
+    let open = |copy: &TempDir| Index::open_with(&copy.path().join("index.db"), STEPS, 2);
+    let refused = open(&pending).map(drop).unwrap_err();
+    assert!(matches!(refused, Error::Unfinished { .. }), "{refused}");
+    assert!(!pending.path().join("index.db.v1").exists());
+    drop(Index::open(&pending.path().join("index.db")).unwrap());
+    open(&pending).unwrap();
+    open(&upgradable).unwrap();
 }
