@@ -9,10 +9,12 @@ use std::os::unix::fs::FileExt;
 
 use md5::Md5;
 use serde::{Deserialize, Serialize};
-use sha1::{Digest as _, Sha1};
-use sha2::Sha256;
+use sha1::Digest as _;
 
+use self::sha::{Sha1, Sha256};
 use crate::metrics::HASHED_BYTES;
+
+mod sha;
 
 /// SHA-1 of a blob: its only name. Written as 40 lower-case hex digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

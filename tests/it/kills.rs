@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use nix::sys::statvfs::statvfs;
 
 use crate::data::noise;
 use crate::harness::{Mode, Tree, run};
@@ -69,11 +70,21 @@ impl Worker {
                 Ok(value)
             }
             Err(e) => {
-                let dead = [Errno::ENOTCONN, Errno::ECONNABORTED].map(|e| Some(e as i32));
                 let path = self.pending.first().map(|(path, _)| path);
-                assert!(dead.contains(&e.raw_os_error()), "{path:?}: {e}");
+                assert!(self.is_killed(&e), "{path:?}: {e}");
                 Err(Killed)
             }
+        }
+    }
+
+    /// Whether this is how a call ends when the daemon is killed. A write into a part of a page whose rest cannot be read any
+    /// more gets EIO from the kernel.
+    fn is_killed(&self, error: &io::Error) -> bool {
+        let is = |error: i32, errno: Errno| error == errno as i32;
+        match error.raw_os_error() {
+            Some(e) if is(e, Errno::ENOTCONN) || is(e, Errno::ECONNABORTED) => true,
+            Some(e) if is(e, Errno::EIO) => statvfs(&self.dir).is_err_and(|e| e == Errno::ENOTCONN),
+            _ => false,
         }
     }
 

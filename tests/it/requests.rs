@@ -59,7 +59,9 @@ fn at_most(t: &Tree, budget: &[&str], work: impl FnOnce()) {
     let requests = during(t, work);
     for (operation, count) in &requests {
         let times = budget.iter().filter(|one| **one == operation).count() as u64;
-        assert!(*count <= times * FILES, "{FILES} times: {requests:?}, more than {budget:?} of each");
+        // A child that another test forks at this moment closes its copy of a descriptor, which is a flush of its own.
+        let forks = if *operation == "flush" { times * FILES / 2 } else { 0 };
+        assert!(*count <= times * FILES + forks, "{FILES} times: {requests:?}, more than {budget:?} of each");
     }
 }
 
