@@ -5,9 +5,11 @@ use std::sync::atomic::Ordering;
 use crate::change::{Change, Ino, Inode, Kind, Nanos, RESERVED, ROOT};
 use crate::failpoint;
 use crate::filestore::Space;
+use crate::sys::lease::read_lease;
 use crate::vfs::acl;
 use crate::vfs::caller::{has_set_id_bits, without_set_id_bits};
-use crate::vfs::node::Locked;
+use crate::vfs::descriptors::Reader;
+use crate::vfs::node::{Locked, Source, Staged};
 use crate::vfs::stage::UNTOUCHED;
 use crate::vfs::{Caller, Error, Result, Vfs, now};
 
@@ -97,14 +99,28 @@ impl Vfs {
         if let Some((node, staged)) = node.and_then(|node| Some((node, node.staged.as_ref()?))) {
             let version = self.staged_version(node, &inode, staged)?;
             let (size, mtime, ctime) = (version.size, version.mtime, version.ctime);
+            // As its seal is going to show it, unless it has holes.
+            let settled = version.blocks * 512 >= size && self.is_at_rest(node, staged)?;
             return Ok(Attributes {
                 inode: Inode { size, mtime, ctime, ..inode },
-                blocks: version.blocks,
-                stable: false,
+                blocks: if settled { size.div_ceil(512) } else { version.blocks },
+                stable: settled,
             });
         }
         let blocks = if inode.kind == Kind::File { inode.size.div_ceil(512) } else { 0 };
         Ok(Attributes { inode, blocks, stable: true })
+    }
+
+    /// Whether nobody can write a staged version before the next open: it is Closed, and no mapping outlived the close.
+    fn is_at_rest(&self, node: &Locked<'_>, staged: &Staged) -> Result<bool> {
+        if staged.closed.is_none() || node.writers > 0 || node.clone.is_some() || staged.row.failed.is_some()
+        {
+            return Ok(false);
+        }
+        let name = staged.row.file;
+        let Reader::Staging(file) = &*self.reader(Source::Staging(name), 0)? else { return Ok(false) };
+        let lease = read_lease(file).map_err(Error::io(format!("take a lease on staging file {name}")))?;
+        Ok(lease.is_some())
     }
 
     /// Sets attributes; the answer is what stat(2) shows then.

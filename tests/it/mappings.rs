@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 use nix::errno::Errno;
 
@@ -14,6 +15,7 @@ modes!(all:
     two_mappings_are_one_memory, mappings_need_the_right_descriptor, a_mapping_outlives_its_name,
     a_mapping_of_a_sealed_file_is_written, msync_is_enough, a_mapping_survives_the_seal,
     a_mapping_shows_what_is_copied_into_its_file, a_mapping_of_a_twin_is_its_file,
+    a_store_moves_the_time_of_its_file,
 );
 modes!(mounted: a_store_is_what_gets_sealed);
 
@@ -46,6 +48,25 @@ fn a_private_mapping_keeps_its_stores(t: &Tree) {
         t.seal();
         assert_eq!(map.read(99, 6), b"aminea");
         assert_eq!(map.read(5000, 2), b"aa");
+    }
+}
+
+fn a_store_moves_the_time_of_its_file(t: &Tree) {
+    for sealed in [false, true] {
+        let path = t.file("file", vec![0; 40_960]);
+        if sealed {
+            t.seal();
+        }
+        let map = Map::shared(&rw(&path), 40_960).unwrap();
+        // The descriptor is closed: from now on nobody is told of anything.
+        for page in 0..4 {
+            std::thread::sleep(Duration::from_millis(30));
+            let before = fs::metadata(&path).unwrap().modified().unwrap();
+            map.write(8192 * page, b"stored");
+            map.sync().unwrap();
+            let after = fs::metadata(&path).unwrap().modified().unwrap();
+            assert!(after > before, "page {page}, sealed {sealed}");
+        }
     }
 }
 

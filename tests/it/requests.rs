@@ -4,16 +4,19 @@
 //! nobody waits for them.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
+use crate::data::noise;
 use crate::harness::{Tree, command, run_command};
 use crate::sys;
 
 modes!(@ [passthrough]
     a_known_file_is_looked_at_without_a_request
+    a_file_at_rest_is_looked_at_without_a_request
     opening_and_reading_a_sealed_file_is_one_request
     a_new_file_takes_four_requests
     close_takes_one_request_with_durability_close
@@ -101,6 +104,20 @@ fn a_known_file_is_looked_at_without_a_request(t: &Tree) {
         look(&paths);
         at_most(t, &[], || (0..3).for_each(|_| look(&paths)));
     }
+}
+
+fn a_file_at_rest_is_looked_at_without_a_request(t: &Tree) {
+    // Unsealed for a second yet.
+    let paths: Vec<PathBuf> = (0..FILES).map(|n| t.file(format!("new-{n}"), &noise(n, 5000))).collect();
+    t.depot().cli(&["flush", t.depot().dir_str()]).ok();
+    for path in &paths {
+        OpenOptions::new().append(true).open(path).unwrap().write_all(b"more").unwrap();
+    }
+    look(&paths);
+    // The close is told of after it was answered.
+    std::thread::sleep(Duration::from_millis(50));
+    look(&paths);
+    at_most(t, &[], || (0..3).for_each(|_| look(&paths)));
 }
 
 fn opening_and_reading_a_sealed_file_is_one_request(t: &Tree) {
