@@ -2,13 +2,13 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use super::exit::{Exit, stop};
 use super::{Outcome, depot};
 use crate::config::keys;
 use crate::control::report::Repository;
-use crate::control::{Bytes, Client, Request};
+use crate::control::{Bytes, Client, Request, Target};
 
 /// Show and change settings of repositories.
 ///
@@ -62,15 +62,15 @@ pub fn run(args: Args, out: &mut dyn Write) -> Outcome {
     match args.verb {
         Verb::List { depot } => list(&depot, out),
         Verb::Show { depot, repository } => {
-            let repository = name(&repository);
-            let shown = Client::connect(&depot::find(&depot)?)?
-                .ask(&Request::RepoShow { repository }, &mut |_| {})?;
-            show(&shown, out)
+            let depot = depot::find(&depot)?;
+            let request = Request::RepoShow { repository: name(&depot, &repository)? };
+            show(&Client::connect(&depot)?.ask(&request, &mut |_| {})?, out)
         }
         Verb::Set { depot, repository, settings } => {
             let settings = settings.iter().map(|text| assignment(text)).collect::<anyhow::Result<_>>()?;
-            let request = Request::RepoSet { repository: name(&repository), settings };
-            Client::connect(&depot::find(&depot)?)?.ask::<Repository>(&request, &mut |_| {})?;
+            let depot = depot::find(&depot)?;
+            let request = Request::RepoSet { repository: name(&depot, &repository)?, settings };
+            Client::connect(&depot)?.ask::<Repository>(&request, &mut |_| {})?;
             Ok(Exit::Ok)
         }
     }
@@ -98,9 +98,28 @@ fn show(repository: &Repository, out: &mut dyn Write) -> Outcome {
     Ok(Exit::Ok)
 }
 
-/// The name of a repository, also when its path was completed by the shell.
-fn name(given: &OsStr) -> Bytes {
-    Bytes::from(Path::new(given).components().next_back().map_or(given, |part| part.as_os_str()))
+/// The name of a repository, also when the shell completed it to a path: of a directory at the top of the depot's mount.
+fn name(depot: &Path, given: &OsStr) -> anyhow::Result<Bytes> {
+    if let Some(name) = only_name(Path::new(given)) {
+        return Ok(name);
+    }
+    let in_mount = match depot::target(depot, given)? {
+        Target::Mount(path) => only_name(Path::new(path.as_os_str())),
+        _ => None,
+    };
+    in_mount.ok_or_else(|| {
+        let given = given.display();
+        stop(Exit::Usage, format!("{given} is no repository: name a directory at the top of the tree"))
+    })
+}
+
+/// The name that a path has only one of.
+fn only_name(path: &Path) -> Option<Bytes> {
+    let mut names = path.components().filter(|part| *part != Component::CurDir);
+    match (names.next(), names.next()) {
+        (Some(Component::Normal(name)), None) => Some(Bytes::from(name)),
+        _ => None,
+    }
 }
 
 /// `key=value`, or `key=` for the default; checked here as well, so that a mistake is explained without a daemon.
@@ -134,9 +153,14 @@ mod tests {
     }
 
     #[test]
-    fn a_completed_path_is_a_name() {
-        for given in ["libs", "libs/", "/mnt/repos/libs", "./libs"] {
-            assert_eq!(name(OsStr::new(given)), Bytes::Text("libs".into()), "{given}");
+    fn a_path_of_several_names_is_no_repository() {
+        let name = |given: &str| name(Path::new("/no/depot"), OsStr::new(given));
+        for given in ["libs", "libs/", "./libs"] {
+            assert_eq!(name(given).unwrap(), Bytes::Text("libs".into()), "{given}");
+        }
+        for given in ["libs/releases", "/elsewhere/libs", "..", "/", "."] {
+            let why = name(given).unwrap_err();
+            assert_eq!(super::super::exit::of(&why), Exit::Usage, "{why}");
         }
     }
 
