@@ -98,7 +98,10 @@ fn make_in(
     mut values: Values,
 ) -> anyhow::Result<String> {
     let depot = &depot.canonicalize()?;
-    let _lock = lock::take(depot, &Holder::this("init", None), Duration::ZERO)?;
+    let _lock = lock::take(depot, &Holder::this("init", None), Duration::ZERO).inspect_err(|_| {
+        // What another process has locked has a file in it, and stays.
+        made.iter().for_each(|made| drop(fs::remove_dir(made)));
+    })?;
     // Another init may have been here between the look and the lock: what it made is not to be taken back.
     refuse_depot(depot)?;
     let mut traces = Traces::new(depot, made);
