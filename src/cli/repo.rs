@@ -7,7 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use super::exit::{Exit, stop};
 use super::{Outcome, depot};
 use crate::config::keys;
-use crate::control::report::Repository;
+use crate::control::report::{Repository, Status};
 use crate::control::{Bytes, Client, Request, Target};
 
 /// Show and change settings of repositories.
@@ -63,14 +63,16 @@ pub fn run(args: Args, out: &mut dyn Write) -> Outcome {
         Verb::List { depot } => list(&depot, out),
         Verb::Show { depot, repository } => {
             let depot = depot::find(&depot)?;
-            let request = Request::RepoShow { repository: name(&depot, &repository)? };
-            show(&Client::connect(&depot)?.ask(&request, &mut |_| {})?, out)
+            let mut daemon = Client::connect(&depot)?;
+            let repository = name(&depot, &repository, || subdir(&mut daemon))?;
+            show(&daemon.ask(&Request::RepoShow { repository }, &mut |_| {})?, out)
         }
         Verb::Set { depot, repository, settings } => {
             let settings = settings.iter().map(|text| assignment(text)).collect::<anyhow::Result<_>>()?;
             let depot = depot::find(&depot)?;
-            let request = Request::RepoSet { repository: name(&depot, &repository)?, settings };
-            Client::connect(&depot)?.ask::<Repository>(&request, &mut |_| {})?;
+            let mut daemon = Client::connect(&depot)?;
+            let repository = name(&depot, &repository, || subdir(&mut daemon))?;
+            daemon.ask::<Repository>(&Request::RepoSet { repository, settings }, &mut |_| {})?;
             Ok(Exit::Ok)
         }
     }
@@ -98,19 +100,30 @@ fn show(repository: &Repository, out: &mut dyn Write) -> Outcome {
     Ok(Exit::Ok)
 }
 
-/// The name of a repository, also when the shell completed it to a path: of a directory at the top of the depot's mount.
-fn name(depot: &Path, given: &OsStr) -> anyhow::Result<Bytes> {
+/// The name of a repository, also when the shell completed it to a path: of a directory at the top of the tree, which is not
+/// the top of the mount where `subdir` says so.
+fn name(
+    depot: &Path,
+    given: &OsStr,
+    subdir: impl FnOnce() -> anyhow::Result<String>,
+) -> anyhow::Result<Bytes> {
     if let Some(name) = only_name(Path::new(given)) {
         return Ok(name);
     }
-    let in_mount = match depot::target(depot, given)? {
-        Target::Mount(path) => only_name(Path::new(path.as_os_str())),
+    let in_tree = match depot::target(depot, given)? {
+        Target::Mount(path) => only_name(&Path::new(&subdir()?).join(path.as_os_str())),
         _ => None,
     };
-    in_mount.ok_or_else(|| {
+    in_tree.ok_or_else(|| {
         let given = given.display();
         stop(Exit::Usage, format!("{given} is no repository: name a directory at the top of the tree"))
     })
+}
+
+/// The directory of the tree that is the root of the mount; empty for the tree's own root.
+fn subdir(daemon: &mut Client) -> anyhow::Result<String> {
+    let status: Status = daemon.ask(&Request::Status, &mut |_| {})?;
+    Ok(status.mount.map(|mount| mount.subdir).unwrap_or_default())
 }
 
 /// The name that a path has only one of.
@@ -154,7 +167,7 @@ mod tests {
 
     #[test]
     fn a_path_of_several_names_is_no_repository() {
-        let name = |given: &str| name(Path::new("/no/depot"), OsStr::new(given));
+        let name = |given: &str| name(Path::new("/no/depot"), OsStr::new(given), || Ok(String::new()));
         for given in ["libs", "libs/", "./libs"] {
             assert_eq!(name(given).unwrap(), Bytes::Text("libs".into()), "{given}");
         }

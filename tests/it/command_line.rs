@@ -141,6 +141,12 @@ fn settings_are_of_the_repository_that_was_named() {
         assert!(!list().contains("verify"), "{}", list());
         set(depot.path("libs").to_str().unwrap()).ok();
         assert_eq!(list(), "libs verify=always\nreleases\n");
+        depot.umount();
+        // Here the top of the mount is not that of the tree.
+        depot.mount_with("subdir=libs").ok();
+        set(depot.path("releases").to_str().unwrap()).fails(2);
+        set(depot.mountpoint_str()).ok();
+        assert_eq!(list(), "libs verify=always\nreleases\n");
     });
 }
 
