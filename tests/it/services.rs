@@ -14,13 +14,13 @@ use crate::harness::{
     Depot, Fails, Mode, Ran, command, eventually, guarded, on_depot, run_command, sh, sha1,
 };
 
-/// Runs a script beside the depot in a mount namespace of its own. Mounts of other tests are let go of at once, so that they
-/// end when those tests end them.
+/// Runs a script beside the depot in a mount namespace of its own, in which no depot is mounted at first. All mounts of other
+/// tests are let go of at once, so that they end when those tests end them.
 fn apart(depot: &Depot, script: &str) -> Ran {
-    let alone =
-        "awk '$2 ~ \"^/var/tmp/depotfs-\" {print $2}' /proc/mounts | xargs -r umount -l 2>/dev/null || true";
+    let alone = "awk '$3 == \"fuse.depotfs\" || $2 ~ \"^/var/tmp/depotfs-\" {print $2}' /proc/mounts \
+                 | xargs -r umount -l 2>/dev/null || true";
     let script = format!("{alone}\n{script}");
-    let args = ["--mount", "--propagation", "slave", "bash", "-euo", "pipefail", "-c", &script];
+    let args = ["--mount", "--propagation", "private", "bash", "-euo", "pipefail", "-c", &script];
     run_command(command("unshare", &args).current_dir(depot.scratch()))
 }
 
