@@ -43,6 +43,7 @@ fn tree(dir: &Path) -> Vfs {
         noatime: true,
         durability: Durability::Fsync,
         passthrough: false,
+        sync_names: false,
         backlog_bytes_max: u64::MAX,
         backlog_files_max: u64::MAX,
         mount_id: MountId { boot: [1; 16], mount: [2; 16] },

@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::OpenOptions;
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -150,7 +151,8 @@ fn rescue(given: &Path, x: &OsStr, output: Option<&Path>, out: &mut dyn Write) -
     let daemon = Client::connect(&depot)?;
     let Some(path) = output else { return copy(daemon, &request, out) };
     let what = || format!("{} cannot be written", path.display());
-    let mut file = OpenOptions::new().write(true).create_new(true).open(path).with_context(what)?;
+    let mut file =
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).with_context(what)?;
     let saved =
         copy(daemon, &request, &mut file).and_then(|exit| file.sync_all().with_context(what).map(|()| exit));
     if saved.is_err() {

@@ -79,7 +79,7 @@ pub fn target(depot: &Path, x: &OsStr) -> anyhow::Result<Target> {
     let inside = |path: &Path| {
         let mount =
             mountinfo::holder(&mounts, path).filter(|mount| mount.is_depot() && mount.source == depot)?;
-        Some(Target::Mount(Bytes::from(path.strip_prefix(&mount.mountpoint).ok()?.as_os_str())))
+        Some(Target::Mount(Bytes::from(mount.inside(path)?.as_os_str())))
     };
     if let Some(target) = inside(&path) {
         return Ok(target);

@@ -1,7 +1,7 @@
 //! `depotfs init`: makes an empty depot, or nothing at all.
 
-use std::collections::BTreeSet;
-use std::ffi::OsString;
+mod traces;
+
 use std::fs::{self, DirBuilder};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 
+use self::traces::{BACKUP, MARKER, Traces};
 use super::{Exit, Outcome};
 use crate::config::{self, Config, Values};
 use crate::daemon::lock::{self, Holder};
@@ -39,9 +40,6 @@ pub struct Args {
     settings: Vec<String>,
 }
 
-/// Stands in a depot that is being made; holds its id. What is left of an init that was killed is recognised by it.
-const MARKER: &str = ".initialising";
-
 pub fn run(args: Args, out: &mut dyn Write) -> Outcome {
     let mut values = Values::new();
     let template = args.template.map(|name| format!("template={name}"));
@@ -63,28 +61,21 @@ pub fn run(args: Args, out: &mut dyn Write) -> Outcome {
 }
 
 /// Makes it, or takes back what was made.
-fn make(depot: &Path, mut values: Values) -> anyhow::Result<String> {
+fn make(depot: &Path, values: Values) -> anyhow::Result<String> {
     let (root, made) = claim(depot)?;
-    let mut undo = Undo { made, found: Vec::new() };
-    let filled = fill(depot, root, &mut values, &mut undo);
-    if filled.is_err() {
-        undo.run();
-    }
-    filled
+    make_in(depot, root, made, values)
 }
 
 /// Makes the directory, or sees that it is empty; what the root of the tree inherits from it, and the directory if it is new.
 fn claim(depot: &Path) -> anyhow::Result<(RootDirectory, Vec<PathBuf>)> {
-    if depot.join(config::FILE).exists() {
-        bail!("it is a depot already");
-    }
+    refuse_depot(depot)?;
     if !depot.exists() {
         // What the tree shows is for the tree's permissions to say; the files below it are nobody else's.
         DirBuilder::new().mode(0o700).create(depot).context("the directory cannot be made")?;
         let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
-        return Ok((RootDirectory { uid, gid, mode: 0o755 }, vec![depot.to_owned()]));
+        return Ok((RootDirectory { uid, gid, mode: 0o755 }, vec![depot.canonicalize()?]));
     }
-    let found = names(depot).context("the directory cannot be read")?;
+    let found = traces::names(depot).context("the directory cannot be read")?;
     if !found.is_empty() && !depot.join(MARKER).exists() {
         let first = found.first().map(|name| name.display().to_string()).unwrap_or_default();
         bail!("the directory is not empty, it has \"{first}\" in it: empty it or name another");
@@ -93,71 +84,56 @@ fn claim(depot: &Path) -> anyhow::Result<(RootDirectory, Vec<PathBuf>)> {
     Ok((RootDirectory { uid: there.uid(), gid: there.gid(), mode: there.mode() & 0o7777 }, Vec::new()))
 }
 
-fn fill(depot: &Path, root: RootDirectory, values: &mut Values, undo: &mut Undo) -> anyhow::Result<String> {
+fn refuse_depot(depot: &Path) -> anyhow::Result<()> {
+    if depot.join(config::FILE).exists() {
+        bail!("it is a depot already");
+    }
+    Ok(())
+}
+
+fn make_in(
+    depot: &Path,
+    root: RootDirectory,
+    made: Vec<PathBuf>,
+    mut values: Values,
+) -> anyhow::Result<String> {
     let depot = &depot.canonicalize()?;
-    let marker = depot.join(MARKER);
-    let _lock = lock::take(depot, &Holder::this("init", None), Duration::ZERO)?;
-    let id = match fs::read_to_string(&marker) {
-        Ok(id) => id,
-        Err(_) => config::new_id().context("no id can be made")?,
-    };
-    // What a killed init left; the lock is held and stays.
-    remove_all_but(depot, &BTreeSet::from([lock::FILE.into(), MARKER.into()]));
-    undo.found.push((depot.clone(), BTreeSet::new()));
-    fs::write(&marker, &id)?;
+    let _lock = lock::take(depot, &Holder::this("init", None), Duration::ZERO).inspect_err(|_| {
+        // What another process has locked has a file in it, and stays.
+        made.iter().for_each(|made| drop(fs::remove_dir(made)));
+    })?;
+    // Another init may have been here between the look and the lock: what it made is not to be taken back.
+    refuse_depot(depot)?;
+    let mut traces = Traces::new(depot, made);
+    let filled = fill(depot, root, &mut values, &mut traces);
+    if filled.is_err() {
+        traces.take_back();
+    }
+    filled
+}
+
+fn fill(
+    depot: &Path,
+    root: RootDirectory,
+    values: &mut Values,
+    traces: &mut Traces,
+) -> anyhow::Result<String> {
+    let id = traces.begin()?;
     values.insert("id", id.clone());
     let config = Config::build(depot, values).map_err(anyhow::Error::msg)?;
-    for directory in [&config.index, &config.file_system.dir, &config.log.dir] {
-        if !directory.starts_with(depot) && directory.exists() {
-            undo.found.push((directory.clone(), names(directory)?));
-        }
-    }
-    rooms::make_directories(&config, &mut undo.made)?;
-    fs::create_dir(depot.join("backup"))?;
+    rooms::make_directories(&config, &mut traces.made)?;
+    traces.watch_parts(&config)?;
+    fs::create_dir(depot.join(BACKUP))?;
     rooms::create(&config, root)?;
     config::write(depot, values)?;
-    fs::remove_file(marker)?;
+    traces.end()?;
     fs::File::open(depot)?.sync_all()?;
     Ok(id)
 }
 
-/// What an init has changed so far.
-struct Undo {
-    /// Directories that were not there, outermost first.
-    made: Vec<PathBuf>,
-    /// Directories that were there, with the names they held.
-    found: Vec<(PathBuf, BTreeSet<OsString>)>,
-}
-
-impl Undo {
-    fn run(&self) {
-        for (directory, before) in &self.found {
-            remove_all_but(directory, before);
-        }
-        for directory in self.made.iter().rev() {
-            let _ = fs::remove_dir_all(directory);
-        }
-    }
-}
-
-fn names(directory: &Path) -> std::io::Result<BTreeSet<OsString>> {
-    fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name())).collect()
-}
-
-/// Best effort: this runs where something has failed already.
-fn remove_all_but(directory: &Path, keep: &BTreeSet<OsString>) {
-    for name in names(directory).unwrap_or_default().difference(keep) {
-        let path = directory.join(name);
-        let _ = if path.is_dir() && !path.is_symlink() {
-            fs::remove_dir_all(&path)
-        } else {
-            fs::remove_file(&path)
-        };
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::traces::names;
     use super::*;
     use std::os::unix::fs::PermissionsExt;
 
@@ -168,13 +144,21 @@ mod tests {
         let id = make(&depot, Values::new()).unwrap();
         let config = Config::load(&depot).unwrap();
         assert_eq!(config.id, id);
+        let opened = rooms::open(&config).unwrap();
         let found: Vec<_> = names(&depot).unwrap().into_iter().collect();
         for name in ["backup", "depot.toml", "filestore", "index.db", "lock", "log"] {
             assert!(found.contains(&name.into()), "{name} is missing in {found:?}");
         }
         assert!(!depot.join(MARKER).exists());
         assert_eq!(fs::metadata(&depot).unwrap().mode() & 0o777, 0o700);
-        rooms::open(&config).unwrap();
+        for name in found.iter().filter_map(|name| name.to_str()) {
+            let mode = fs::metadata(depot.join(name)).unwrap().mode() & 0o777;
+            assert!(
+                !(name == "lock" || rooms::is_index_file(name)) || mode == 0o600,
+                "{name} has mode {mode:o}"
+            );
+        }
+        drop(opened);
         let why = format!("{:#}", make(&depot, Values::new()).unwrap_err());
         assert!(why.contains("a depot already"), "{why}");
         rooms::open(&config).unwrap();
@@ -229,5 +213,70 @@ mod tests {
         fs::write(scratch.path().join("index.db"), "half").unwrap();
         fs::create_dir(scratch.path().join("filestore")).unwrap();
         assert_eq!(make(scratch.path(), Values::new()).unwrap(), "00112233445566778899aabbccddeeff");
+    }
+
+    #[test]
+    fn a_killed_one_with_its_index_elsewhere_is_no_obstacle_either() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (depot, index) = (scratch.path().join("depot"), scratch.path().join("index"));
+        let values = || Values::from([("index", index.display().to_string())]);
+        let id = make(&depot, values()).unwrap();
+        // As far as it comes without its last steps.
+        fs::remove_file(depot.join(config::FILE)).unwrap();
+        for directory in [&depot, &index] {
+            fs::write(directory.join(MARKER), &id).unwrap();
+        }
+        fs::write(index.join("mine"), "").unwrap();
+        assert_eq!(make(&depot, values()).unwrap(), id);
+        assert!(index.join("mine").exists() && !index.join(MARKER).exists());
+        rooms::open(&Config::load(&depot).unwrap()).unwrap();
+        // Nobody else's index is taken for what was left.
+        let other = scratch.path().join("other");
+        let why = format!("{:#}", make(&other, values()).unwrap_err());
+        assert!(why.contains("exist"), "{why}");
+        assert!(!other.exists() && !index.join(MARKER).exists());
+        rooms::open(&Config::load(&depot).unwrap()).unwrap();
+        fs::write(index.join(MARKER), &id).unwrap();
+        let why = format!("{:#}", make(&other, values()).unwrap_err());
+        assert!(why.contains("another depot's init") && why.contains(MARKER), "{why}");
+        assert!(index.join(MARKER).exists());
+    }
+
+    #[test]
+    fn a_failed_init_takes_back_nothing_of_others() {
+        let scratch = tempfile::tempdir().unwrap();
+        let at = |name: &str| scratch.path().join(name);
+        let (depot, index, blobs) = (at("depot"), at("index"), at("blobs"));
+        for directory in [&depot, &index, &blobs] {
+            fs::create_dir(directory).unwrap();
+        }
+        let mut values = Values::from([("index", index.display().to_string())]);
+        values.insert("file-system.dir", blobs.display().to_string());
+        let (root, made) = claim(&depot).unwrap();
+        let mut traces = Traces::new(&depot, made);
+        fill(&depot, root, &mut values, &mut traces).unwrap();
+        // What comes while it runs.
+        for name in ["depot/mine", "index/mine", "blobs/mine", "blobs/ab/mine"] {
+            fs::write(at(name), "").unwrap();
+        }
+        traces.take_back();
+        for directory in [&depot, &index] {
+            assert_eq!(names(directory).unwrap(), ["mine".into()].into(), "{directory:?}");
+        }
+        assert_eq!(names(&blobs).unwrap(), ["ab".into(), "mine".into()].into());
+        assert!(blobs.join("ab/mine").exists());
+    }
+
+    #[test]
+    fn the_slower_of_two_leaves_the_quicker_ones_depot_alone() {
+        let scratch = tempfile::tempdir().unwrap();
+        let depot = scratch.path().join("depot");
+        let (root, made) = claim(&depot).unwrap();
+        let id = make(&depot, Values::new()).unwrap();
+        let why = format!("{:#}", make_in(&depot, root, made, Values::new()).unwrap_err());
+        assert!(why.contains("a depot already"), "{why}");
+        let config = Config::load(&depot).unwrap();
+        assert_eq!(config.id, id);
+        rooms::open(&config).unwrap();
     }
 }

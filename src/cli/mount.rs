@@ -10,7 +10,7 @@ use super::exit::{self, Exit, stop};
 use super::{Outcome, complain, depot};
 use crate::daemon::detach::{self, Handover, Started};
 use crate::daemon::{self, Plan, places};
-use crate::fuse::options::{self, Options, Switch};
+use crate::fuse::options::{self, Options};
 use crate::sys::{mountinfo, process};
 
 /// Mount a depot; returns when the mount answers.
@@ -138,7 +138,7 @@ fn wait_for_answer(plan: &Plan) -> anyhow::Result<()> {
 
 /// What an ordinary user does not get, said once.
 fn tell_users_limits(options: &Options) {
-    if !process::is_root() && options.passthrough != Switch::Off {
+    if !process::is_root() && options.may_pass_through() {
         complain("note: mounted by an ordinary user, so bytes go through the daemon; passthrough needs root");
     }
 }

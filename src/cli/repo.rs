@@ -2,13 +2,13 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use super::exit::{Exit, stop};
 use super::{Outcome, depot};
 use crate::config::keys;
-use crate::control::report::Repository;
-use crate::control::{Bytes, Client, Request};
+use crate::control::report::{Repository, Status};
+use crate::control::{Bytes, Client, Request, Target};
 
 /// Show and change settings of repositories.
 ///
@@ -62,15 +62,17 @@ pub fn run(args: Args, out: &mut dyn Write) -> Outcome {
     match args.verb {
         Verb::List { depot } => list(&depot, out),
         Verb::Show { depot, repository } => {
-            let repository = name(&repository);
-            let shown = Client::connect(&depot::find(&depot)?)?
-                .ask(&Request::RepoShow { repository }, &mut |_| {})?;
-            show(&shown, out)
+            let depot = depot::find(&depot)?;
+            let mut daemon = Client::connect(&depot)?;
+            let repository = name(&depot, &repository, || subdir(&mut daemon))?;
+            show(&daemon.ask(&Request::RepoShow { repository }, &mut |_| {})?, out)
         }
         Verb::Set { depot, repository, settings } => {
             let settings = settings.iter().map(|text| assignment(text)).collect::<anyhow::Result<_>>()?;
-            let request = Request::RepoSet { repository: name(&repository), settings };
-            Client::connect(&depot::find(&depot)?)?.ask::<Repository>(&request, &mut |_| {})?;
+            let depot = depot::find(&depot)?;
+            let mut daemon = Client::connect(&depot)?;
+            let repository = name(&depot, &repository, || subdir(&mut daemon))?;
+            daemon.ask::<Repository>(&Request::RepoSet { repository, settings }, &mut |_| {})?;
             Ok(Exit::Ok)
         }
     }
@@ -98,9 +100,39 @@ fn show(repository: &Repository, out: &mut dyn Write) -> Outcome {
     Ok(Exit::Ok)
 }
 
-/// The name of a repository, also when its path was completed by the shell.
-fn name(given: &OsStr) -> Bytes {
-    Bytes::from(Path::new(given).components().next_back().map_or(given, |part| part.as_os_str()))
+/// The name of a repository, also when the shell completed it to a path: of a directory at the top of the tree, which is not
+/// the top of the mount where `subdir` says so.
+fn name(
+    depot: &Path,
+    given: &OsStr,
+    subdir: impl FnOnce() -> anyhow::Result<String>,
+) -> anyhow::Result<Bytes> {
+    if let Some(name) = only_name(Path::new(given)) {
+        return Ok(name);
+    }
+    let in_tree = match depot::target(depot, given)? {
+        Target::Mount(path) => only_name(&Path::new(&subdir()?).join(path.as_os_str())),
+        _ => None,
+    };
+    in_tree.ok_or_else(|| {
+        let given = given.display();
+        stop(Exit::Usage, format!("{given} is no repository: name a directory at the top of the tree"))
+    })
+}
+
+/// The directory of the tree that is the root of the mount; empty for the tree's own root.
+fn subdir(daemon: &mut Client) -> anyhow::Result<String> {
+    let status: Status = daemon.ask(&Request::Status, &mut |_| {})?;
+    Ok(status.mount.map(|mount| mount.subdir).unwrap_or_default())
+}
+
+/// The name that a path has only one of.
+fn only_name(path: &Path) -> Option<Bytes> {
+    let mut names = path.components().filter(|part| *part != Component::CurDir);
+    match (names.next(), names.next()) {
+        (Some(Component::Normal(name)), None) => Some(Bytes::from(name)),
+        _ => None,
+    }
 }
 
 /// `key=value`, or `key=` for the default; checked here as well, so that a mistake is explained without a daemon.
@@ -134,9 +166,14 @@ mod tests {
     }
 
     #[test]
-    fn a_completed_path_is_a_name() {
-        for given in ["libs", "libs/", "/mnt/repos/libs", "./libs"] {
-            assert_eq!(name(OsStr::new(given)), Bytes::Text("libs".into()), "{given}");
+    fn a_path_of_several_names_is_no_repository() {
+        let name = |given: &str| name(Path::new("/no/depot"), OsStr::new(given), || Ok(String::new()));
+        for given in ["libs", "libs/", "./libs"] {
+            assert_eq!(name(given).unwrap(), Bytes::Text("libs".into()), "{given}");
+        }
+        for given in ["libs/releases", "/elsewhere/libs", "..", "/", "."] {
+            let why = name(given).unwrap_err();
+            assert_eq!(super::super::exit::of(&why), Exit::Usage, "{why}");
         }
     }
 

@@ -5,7 +5,7 @@
 //! whoever waits for the end of their pipes is not kept waiting for the daemon's life.
 
 use std::ffi::OsStr;
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
@@ -35,10 +35,7 @@ pub fn start<S: AsRef<OsStr>>(arguments: &[S]) -> anyhow::Result<Started> {
         .stdout(Stdio::piped())
         .spawn()
         .context("the daemon cannot be started")?;
-    let mut said = String::new();
-    if let Some(mut pipe) = child.stdout.take() {
-        pipe.read_to_string(&mut said).context("the daemon cannot be heard")?;
-    }
+    let said = child.stdout.take().map_or(Ok(String::new()), hear).context("the daemon cannot be heard")?;
     if let Some(started) = parse(&said) {
         return Ok(started);
     }
@@ -47,6 +44,17 @@ pub fn start<S: AsRef<OsStr>>(arguments: &[S]) -> anyhow::Result<Started> {
         1,
         format!("the daemon ended before the mount answered ({status}); its log may say why"),
     ))
+}
+
+/// The daemon's word: its first line when that says it all, else everything up to the end of the pipe. The end may not come
+/// as long as the daemon lives, should it be unable to let go of the pipe.
+fn hear(pipe: impl Read) -> io::Result<String> {
+    let (mut pipe, mut said) = (BufReader::new(pipe), String::new());
+    pipe.read_line(&mut said)?;
+    if said.trim_end() != READY {
+        pipe.read_to_string(&mut said)?;
+    }
+    Ok(said)
 }
 
 fn parse(said: &str) -> Option<Started> {
@@ -63,8 +71,10 @@ fn parse(said: &str) -> Option<Started> {
 pub struct Handover(());
 
 impl Handover {
-    /// Takes the daemon away from the terminal.
+    /// Takes the daemon away from the terminal, and from what its starter had open: a lock or the end of a pipe there is not
+    /// to be held for the daemon's life. Comes first in the process, before it has opened anything.
     pub fn begin() -> anyhow::Result<Handover> {
+        process::close_inherited().context("the daemon cannot let go of its starter's files")?;
         process::leave_terminal().context("the daemon cannot leave the terminal")?;
         Ok(Handover(()))
     }
@@ -98,6 +108,16 @@ mod tests {
         for odd in ["", "ready", "readyish\n", "failed\n", "failed x\ny\n", "failed 999\ny\n"] {
             assert_eq!(parse(odd), None, "{odd:?}");
         }
+    }
+
+    #[test]
+    fn nobody_waits_for_a_pipe_that_stays_open() {
+        let (reader, mut writer) = io::pipe().unwrap();
+        writer.write_all(b"ready\n").unwrap();
+        assert_eq!(hear(reader).unwrap(), "ready\n");
+        drop(writer);
+        assert_eq!(hear(&b"failed 5\nin use\nby 12\n"[..]).unwrap(), "failed 5\nin use\nby 12\n");
+        assert_eq!(hear(&b""[..]).unwrap(), "");
     }
 
     proptest::proptest! {

@@ -3,9 +3,9 @@
 //! The lock is flock(2) on the file `lock`, so the kernel gives it back when its holder dies; what is written in the file
 //! only tells people who holds it.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -71,11 +71,16 @@ impl Holder {
 /// Takes the lock; waits up to `patience` for a daemon that is already unmounted and only finishes its work.
 pub fn take(depot: &Path, holder: &Holder, patience: Duration) -> Result<Lock, Error> {
     let io = |error| Error::Io(depot.into(), error);
-    let file = open(depot).map_err(io)?;
+    let mut file = open(depot).map_err(io)?;
     let begun = Instant::now();
     loop {
         match file.try_lock() {
-            Ok(()) => break,
+            Ok(()) if is_at_its_name(&file, depot).map_err(io)? => break,
+            // An init that failed has taken its lock file away: this one keeps nobody else out.
+            Ok(()) => {
+                file = open(depot).map_err(io)?;
+                continue;
+            }
             Err(TryLockError::Error(error)) => return Err(io(error)),
             Err(TryLockError::WouldBlock) => {}
         }
@@ -126,10 +131,24 @@ pub fn wait_for_release(depot: &Path, pid: u32, patience: Duration) -> io::Resul
     }
 }
 
+/// A reader of the file could hold its lock too, so it is for its owner only.
 fn open(depot: &Path) -> io::Result<File> {
-    let file =
-        OpenOptions::new().read(true).write(true).create(true).truncate(false).open(depot.join(FILE))?;
+    let mut options = OpenOptions::new();
+    let options = options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    let file = options.open(depot.join(FILE))?;
+    if file.metadata()?.mode() & 0o077 != 0 {
+        file.set_permissions(Permissions::from_mode(0o600))?;
+    }
     Ok(file)
+}
+
+fn is_at_its_name(file: &File, depot: &Path) -> io::Result<bool> {
+    let ours = file.metadata()?;
+    match fs::metadata(depot.join(FILE)) {
+        Ok(there) => Ok((there.dev(), there.ino()) == (ours.dev(), ours.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Whether the holder is a daemon whose mount has gone already (or is not there yet), so that waiting makes sense.
@@ -202,10 +221,22 @@ mod tests {
     }
 
     #[test]
+    fn a_lock_whose_file_was_taken_away_is_none() {
+        let depot = tempfile::tempdir().unwrap();
+        let file = open(depot.path()).unwrap();
+        assert_eq!(file.metadata().unwrap().mode() & 0o777, 0o600);
+        assert!(is_at_its_name(&file, depot.path()).unwrap());
+        fs::remove_file(depot.path().join(FILE)).unwrap();
+        assert!(!is_at_its_name(&file, depot.path()).unwrap());
+        open(depot.path()).unwrap();
+        assert!(!is_at_its_name(&file, depot.path()).unwrap());
+    }
+
+    #[test]
     fn what_an_earlier_holder_left_is_no_obstacle() {
         let depot = tempfile::tempdir().unwrap();
         for left in ["", "garbage", "{\"pid\":1,\"command\":\"mount\",\"mountpoint\":\"/x\"}", "{"] {
-            std::fs::write(depot.path().join(FILE), left).unwrap();
+            fs::write(depot.path().join(FILE), left).unwrap();
             assert_eq!(holder(depot.path()).unwrap(), None);
             let lock = take(depot.path(), &this("mount"), Duration::ZERO).unwrap();
             assert_eq!(holder(depot.path()).unwrap(), Some(this("mount")), "after {left:?}");

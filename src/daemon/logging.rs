@@ -20,6 +20,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
 
 use crate::config::{self, LogTo};
+use crate::sys::process;
 
 /// Overrides the level of depot.toml.
 pub const VARIABLE: &str = "DEPOTFS_LOG";
@@ -65,9 +66,11 @@ impl Logging {
         self.filter.reload(filter(level)?).context("the log level cannot be changed")
     }
 
-    /// Opens the log file again under its name; without a file there is nothing to do.
+    /// Opens the log file again under its name, for standard error as well; without a file there is nothing to do.
     pub fn reopen(&self) -> anyhow::Result<()> {
-        self.file.as_ref().map_or(Ok(()), |file| file.reopen())
+        let Some(file) = &self.file else { return Ok(()) };
+        file.reopen()?;
+        process::errors_go_to(&file.file.lock()).context("standard error cannot follow the log")
     }
 
     /// A descriptor of the log file, for what writes to standard error behind our back (a panic, SQLite).

@@ -1,6 +1,7 @@
 //! Putting the rooms together: from a configuration to an index, a filestore and a tree over both.
 
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use crate::checksum::unhex;
 use crate::clock;
 use crate::config::{Atime, Config, Durability};
 use crate::filestore::{self, Filestore};
-use crate::fuse::options::{Options, Switch};
+use crate::fuse::options::Options;
 use crate::index::{self, Index};
 use crate::sys;
 use crate::sys::file::FileSystemType;
@@ -19,6 +20,16 @@ use crate::vfs::{self, Vfs};
 
 /// Name of the index in its directory.
 pub const INDEX_FILE: &str = "index.db";
+
+/// Whether this is the name of one of the index's files, those that it has for a while included.
+pub fn is_index_file(name: &str) -> bool {
+    let Some(rest) = name.strip_prefix("index.") else { return false };
+    let database = |rest: &str| matches!(rest, "" | "-wal" | "-shm" | "-journal");
+    match rest.strip_prefix("db") {
+        Some(rest) => database(rest.strip_prefix(".new").unwrap_or(rest)) || rest.starts_with(".v"),
+        None => matches!(rest, "redo0" | "redo1" | "reserve"),
+    }
+}
 
 /// Closed files that may wait to be sealed, beyond which writers wait.
 const BACKLOG_FILES_MAX: u64 = 100_000;
@@ -46,7 +57,7 @@ pub fn create(config: &Config, root: RootDirectory) -> anyhow::Result<()> {
         &config.index.join(INDEX_FILE),
         &index::Init { depot_id, uid, gid, mode, at: clock::now() },
     )?;
-    Ok(())
+    close_to_others(&config.index)
 }
 
 /// Opens index and filestore; the caller holds the depot's lock.
@@ -54,6 +65,7 @@ pub fn open(config: &Config) -> anyhow::Result<(Index, Filestore)> {
     refuse_network(&config.index)?;
     let depot_id = depot_id(config)?;
     let index = Index::open(&config.index.join(INDEX_FILE))?;
+    close_to_others(&config.index)?;
     if index.depot_id() != depot_id {
         bail!(
             "the index {} belongs to another depot than depot.toml says: put back the index or the depot.toml that belong \
@@ -63,6 +75,23 @@ pub fn open(config: &Config) -> anyhow::Result<(Index, Filestore)> {
     }
     let store = Filestore::open(&config.file_system.dir, depot_id, &filestore_options(config))?;
     Ok((index, store))
+}
+
+/// The index tells every name and owner in the tree, so its files are for its owner only. SQLite gives what it makes later
+/// the mode of the database.
+fn close_to_others(directory: &Path) -> anyhow::Result<()> {
+    let what = || format!("the modes of the index in {} cannot be set", directory.display());
+    for entry in fs::read_dir(directory).with_context(what)? {
+        let entry = entry.with_context(what)?;
+        if !entry.file_name().to_str().is_some_and(is_index_file) {
+            continue;
+        }
+        let mode = entry.metadata().with_context(what)?.permissions().mode();
+        if mode & 0o077 != 0 {
+            fs::set_permissions(entry.path(), fs::Permissions::from_mode(0o600)).with_context(what)?;
+        }
+    }
+    Ok(())
 }
 
 /// The tree as it is to be mounted, with what the last daemon left put in order.
@@ -88,13 +117,14 @@ pub fn tree(config: &Config, options: &Options, mountpoint: &Path) -> anyhow::Re
                 // `remote` is refused where it is configured, as no chain can keep it yet.
                 Durability::Close | Durability::Remote => vfs::Durability::Close,
             },
-            passthrough: options.passthrough != Switch::Off,
+            passthrough: options.may_pass_through(),
+            sync_names: options.sync || options.dirsync,
             backlog_bytes_max: BACKLOG_BYTES_MAX,
             backlog_files_max: BACKLOG_FILES_MAX,
             mount_id,
         },
     );
-    if options.passthrough != Switch::Off && !sys::process::is_root() {
+    if options.may_pass_through() && !sys::process::is_root() {
         vfs.disable_passthrough("an ordinary user mounted, passthrough needs root".into());
     }
     let found = vfs.recover().context("what the last daemon left cannot be put in order")?;

@@ -79,7 +79,8 @@ mod tests {
 
     fn mount(mountpoint: &Path) -> Mount {
         let (mountpoint, options) = (mountpoint.to_owned(), String::new());
-        Mount { device: (0, 999_999), mountpoint, options, kind: String::new(), source: "/d".into() }
+        let (device, root, source) = ((0, 999_999), "/".into(), "/d".into());
+        Mount { device, root, mountpoint, options, kind: String::new(), source }
     }
 
     #[test]

@@ -87,6 +87,15 @@ impl Adapter {
         }
     }
 
+    /// What changed names; where the mount asks for it, they are durable before this is answered.
+    fn named<T>(&self, done: Result<T, Error>) -> Result<T, Error> {
+        let done = done?;
+        if self.vfs.options().sync_names {
+            self.vfs.sync_index()?;
+        }
+        Ok(done)
+    }
+
     fn empty(&self, operation: &str, ino: Ino, done: Result<(), Error>, reply: ReplyEmpty) {
         match done {
             Ok(()) => reply.ok(),
@@ -225,26 +234,27 @@ impl Filesystem for Adapter {
             }
             None => Err(Error::Invalid("a file type")),
         };
-        self.entry("mknod", parent, made, reply);
+        self.entry("mknod", parent, self.named(made), reply);
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         let _under_way = begin(Operation::Mkdir, parent);
         let parent = self.root.ino(parent);
         let made = self.vfs.make_directory(&caller(req), parent, name.as_bytes(), mode, umask);
-        self.entry("mkdir", parent, made, reply);
+        self.entry("mkdir", parent, self.named(made), reply);
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let _under_way = begin(Operation::Unlink, parent);
         let parent = self.root.ino(parent);
-        self.empty("unlink", parent, self.vfs.unlink(parent, name.as_bytes()), reply);
+        self.empty("unlink", parent, self.named(self.vfs.unlink(parent, name.as_bytes())), reply);
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let _under_way = begin(Operation::Rmdir, parent);
         let parent = self.root.ino(parent);
-        self.empty("rmdir", parent, self.vfs.remove_directory(parent, name.as_bytes()), reply);
+        let done = self.vfs.remove_directory(parent, name.as_bytes());
+        self.empty("rmdir", parent, self.named(done), reply);
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
@@ -252,7 +262,7 @@ impl Filesystem for Adapter {
         let parent = self.root.ino(parent);
         let target = target.as_os_str().as_bytes();
         let made = self.vfs.make_symlink(&caller(req), parent, link_name.as_bytes(), target);
-        self.entry("symlink", parent, made, reply);
+        self.entry("symlink", parent, self.named(made), reply);
     }
 
     fn rename(
@@ -277,14 +287,14 @@ impl Filesystem for Adapter {
             return reply.error(Errno::EINVAL);
         };
         let done = self.vfs.rename((parent, name.as_bytes()), (newparent, newname.as_bytes()), flavour);
-        self.empty("rename", parent, done, reply);
+        self.empty("rename", parent, self.named(done), reply);
     }
 
     fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
         let _under_way = begin(Operation::Link, ino);
         let ino = self.root.ino(ino);
         let made = self.vfs.link(ino, self.root.ino(newparent), newname.as_bytes());
-        self.entry("link", ino, made, reply);
+        self.entry("link", ino, self.named(made), reply);
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -482,25 +492,20 @@ impl Filesystem for Adapter {
     }
 
     fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
-        let _under_way = begin(Operation::Statfs, ino);
         const BLOCK: u64 = 4096;
-        match self.vfs.space() {
-            Ok((space, files)) => {
-                let blocks = |bytes: u64| bytes / BLOCK;
-                let files_free = blocks(space.available);
-                reply.statfs(
-                    blocks(space.capacity),
-                    blocks(space.free),
-                    blocks(space.available),
-                    files + files_free,
-                    files_free,
-                    BLOCK as u32,
-                    crate::vfs::NAME_BYTES_MAX as u32,
-                    BLOCK as u32,
-                );
-            }
-            Err(error) => reply.error(self.failed("statfs", self.root.ino(ino), &error)),
-        }
+        let _under_way = begin(Operation::Statfs, ino);
+        let space = self.vfs.space();
+        let blocks = |bytes: u64| bytes / BLOCK;
+        reply.statfs(
+            blocks(space.capacity),
+            blocks(space.free),
+            blocks(space.available),
+            space.inodes,
+            space.inodes_free,
+            BLOCK as u32,
+            crate::vfs::NAME_BYTES_MAX as u32,
+            BLOCK as u32,
+        );
     }
 
     fn setxattr(

@@ -30,9 +30,11 @@ pub struct Options {
     pub nodev: bool,
     /// Refuse to run programs.
     pub noexec: bool,
-    /// Write through at each write(2).
+    /// Follow no symbolic links.
+    pub nosymfollow: bool,
+    /// What write(2) wrote is durable when it returns, and changes of directories as with `dirsync`.
     pub sync: bool,
-    /// Write through at each change of a directory.
+    /// Changes of directories are durable when they return.
     pub dirsync: bool,
     /// Access times; `None`: as depot.toml says.
     pub atime: Option<Atime>,
@@ -82,10 +84,16 @@ const KNOWN: &[Known] = &[
     row("dev", |o, _| set(&mut o.nodev, false), ""),
     row("noexec", |o, _| set(&mut o.noexec, true), "refuse to run programs"),
     row("exec", |o, _| set(&mut o.noexec, false), ""),
-    row("sync", |o, _| set(&mut o.sync, true), "write through at each write"),
+    row("nosymfollow", |o, _| set(&mut o.nosymfollow, true), "follow no symbolic links"),
+    row("symfollow", |o, _| set(&mut o.nosymfollow, false), ""),
+    row("sync", |o, _| set(&mut o.sync, true), "every write and change of a directory is durable at once; no passthrough"),
     row("async", |o, _| set(&mut o.sync, false), ""),
-    row("dirsync", |o, _| set(&mut o.dirsync, true), "write through at each change of a directory"),
+    row("dirsync", |o, _| set(&mut o.dirsync, true), "every change of a directory is durable at once"),
     row("defaults", nothing, ""),
+    row("silent", nothing, ""),
+    row("loud", nothing, ""),
+    row("nomand", nothing, ""),
+    row("noiversion", nothing, ""),
     row("atime", |o, _| set(&mut o.atime, Some(Atime::Relatime)), ""),
     row("norelatime", nothing, ""),
     row("nostrictatime", nothing, ""),
@@ -130,7 +138,16 @@ impl Options {
                 options.take(&word).map_err(Error)?;
             }
         }
+        // What the kernel writes past the daemon it forces for descriptors with O_SYNC, and not for a mount.
+        if options.sync && options.passthrough == Switch::On {
+            return Err(Error("\"sync\" does not go with \"passthrough=on\": leave one of them out".into()));
+        }
         Ok(options)
+    }
+
+    /// Whether the kernel may be given files to serve by itself.
+    pub fn may_pass_through(&self) -> bool {
+        self.passthrough != Switch::Off && !self.sync
     }
 
     /// One option.
@@ -283,7 +300,7 @@ mod tests {
     #[test]
     fn what_mount_8_and_systemd_pass_on_is_taken() {
         let list = "rw,suid,dev,exec,auto,nouser,async,relatime,_netdev,nofail,x-systemd.automount,X-mount.mkdir=0755,\
-                    x-gvfs-name=a b,comment=hello,default_permissions,nodiratime";
+                    x-gvfs-name=a b,comment=hello,default_permissions,nodiratime,silent,loud,nomand,noiversion,symfollow";
         assert_eq!(parse(list).unwrap(), Options { atime: Some(Atime::Relatime), ..Options::default() });
         let user = parse("noexec,nosuid,nodev,user=alice").unwrap();
         assert!(user.noexec && user.nosuid && user.nodev);
@@ -296,6 +313,16 @@ mod tests {
         let options = Options::parse(["ro,noatime", "rw,passthrough=off,passthrough=on"]).unwrap();
         assert!(!options.read_only);
         assert_eq!((options.atime, options.passthrough), (Some(Atime::Noatime), Switch::On));
+    }
+
+    #[test]
+    fn a_synchronous_mount_has_no_passthrough() {
+        assert!(parse("").unwrap().may_pass_through() && parse("dirsync").unwrap().may_pass_through());
+        assert!(
+            !parse("sync").unwrap().may_pass_through() && parse("sync,async").unwrap().may_pass_through()
+        );
+        let why = parse("sync,passthrough=on").unwrap_err().to_string();
+        assert!(why.contains("\"sync\"") && why.contains("passthrough=on"), "{why}");
     }
 
     #[test]

@@ -76,6 +76,7 @@ fn flags(options: &Options) -> MsFlags {
         (options.nosuid, MsFlags::MS_NOSUID),
         (options.nodev, MsFlags::MS_NODEV),
         (options.noexec, MsFlags::MS_NOEXEC),
+        (options.nosymfollow, fuse_mount::NOSYMFOLLOW),
         (options.sync, MsFlags::MS_SYNCHRONOUS),
         (options.dirsync, MsFlags::MS_DIRSYNC),
         (options.atime == Some(crate::config::Atime::Noatime), MsFlags::MS_NOATIME),

@@ -239,24 +239,36 @@ fn name_stray_blobs(index: &Index, store: &Filestore, report: &mut Report) -> Re
     for finding in &mut report.findings {
         let Problem::StrayBlob { sum, .. } = finding.problem else { continue };
         let Some(digest) = store.digest_blob(&sum)?.filter(|digest| digest.checksum == sum) else { continue };
-        index.commit(&adoption(index, &digest)?)?;
+        let name = free_name(index, &sum)?;
+        index.commit(&adoption(index, &digest, &name)?)?;
         // A crash in a repair is one before or after each thing it does: what is left is found again.
         failpoint::hit("repair.adopted");
-        finding.repaired = Some(format!("named lost+found/{sum}"));
+        finding.repaired = Some(format!("named lost+found/{name}"));
     }
     index.sync()?;
     Ok(())
 }
 
+/// A name for a blob in `lost+found`: its checksum, or that with a number where a file of that name has become another one.
+fn free_name(index: &Index, sum: &Checksum) -> Result<String, Error> {
+    let mut name = sum.to_string();
+    let mut tries = 1;
+    while index.lookup(LOST_FOUND, name.as_bytes())?.is_some() {
+        tries += 1;
+        name = format!("{sum}.{tries}");
+    }
+    Ok(name)
+}
+
 /// A new file of root's in `lost+found` with these bytes as its content.
-fn adoption(index: &Index, digest: &Digest) -> Result<[Change; 2], Error> {
+fn adoption(index: &Index, digest: &Digest, name: &str) -> Result<[Change; 2], Error> {
     let (ino, at) = (index.next_number()?, clock::now());
     let (atime, mtime, ctime, btime) = (at, at, at, at);
     let (kind, mode, uid, gid, rdev, nlink, size, checksum) = (Kind::File, 0o600, 0, 0, 0, 1, 0, None);
     let inode = Inode { ino, kind, mode, uid, gid, rdev, nlink, size, checksum, atime, mtime, ctime, btime };
     let create = Change::Create {
         parent: LOST_FOUND,
-        name: digest.checksum.to_string().into_bytes(),
+        name: name.into(),
         cookie: index.next_number()?,
         inode,
         target: None,
@@ -385,7 +397,7 @@ mod tests {
         fn file(&self, bytes: &[u8]) -> Digest {
             let digest = self.stray(bytes);
             let number = || self.index.next_number().unwrap();
-            let [create, content] = adoption(&self.index, &digest).unwrap();
+            let [create, content] = adoption(&self.index, &digest, "file").unwrap();
             let Change::Create { inode, target, xattrs, cookie, .. } = create else { panic!() };
             let repo = Inode { ino: number(), kind: Kind::Directory, mode: 0o755, nlink: 2, ..inode.clone() };
             let parent = repo.ino;
@@ -451,6 +463,19 @@ mod tests {
             matches!(&report.findings[..], [Finding { problem: Problem::StrayFile(path), repaired: None }]
             if path.ends_with("ab/notes"))
         );
+    }
+
+    #[test]
+    fn a_stray_blob_whose_name_is_taken_gets_another() {
+        let depot = Depot::new();
+        let (sum, other) = (depot.stray(b"stray").checksum, depot.stray(b"other"));
+        let taken = adoption(&depot.index, &other, &sum.to_string()).unwrap();
+        depot.index.commit(&taken).unwrap();
+        let report = depot.check(true);
+        assert_eq!(report.findings[0].repaired, Some(format!("named lost+found/{sum}.2")));
+        let named = depot.index.resolve(format!("lost+found/{sum}.2").as_bytes()).unwrap().unwrap();
+        assert_eq!((named.checksum, report.remaining()), (Some(sum), 0));
+        assert_eq!(depot.check(false).findings, []);
     }
 
     #[test]

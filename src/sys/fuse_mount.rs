@@ -38,12 +38,16 @@ pub struct Mounted {
     device: Option<(u32, u32)>,
 }
 
+/// Follow no symbolic links; Linux 5.10.
+pub const NOSYMFOLLOW: MsFlags = MsFlags::from_bits_retain(libc::MS_NOSYMFOLLOW);
+
 /// The flags that have a word in the options of fusermount3.
-const WORDS: [(MsFlags, &str); 7] = [
+const WORDS: [(MsFlags, &str); 8] = [
     (MsFlags::MS_RDONLY, "ro"),
     (MsFlags::MS_NOSUID, "nosuid"),
     (MsFlags::MS_NODEV, "nodev"),
     (MsFlags::MS_NOEXEC, "noexec"),
+    (NOSYMFOLLOW, "nosymfollow"),
     (MsFlags::MS_NOATIME, "noatime"),
     (MsFlags::MS_SYNCHRONOUS, "sync"),
     (MsFlags::MS_DIRSYNC, "dirsync"),

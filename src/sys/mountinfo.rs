@@ -16,6 +16,8 @@ pub const FILE_SYSTEM_TYPE: &str = "fuse.depotfs";
 pub struct Mount {
     /// Device number of the file system as `major:minor`, as in /proc/PID/maps.
     pub device: (u32, u32),
+    /// Which directory of the file system is mounted, from its top: `/`, or the part that a bind mount shows.
+    pub root: PathBuf,
     /// Where it is mounted.
     pub mountpoint: PathBuf,
     /// Options of this mount and of the file system, comma-separated.
@@ -30,6 +32,12 @@ impl Mount {
     /// Whether it is a depot's.
     pub fn is_depot(&self) -> bool {
         self.kind == FILE_SYSTEM_TYPE
+    }
+
+    /// Where `path`, which lies in this mount, is in the file system: without a slash at either end.
+    pub fn inside(&self, path: &Path) -> Option<PathBuf> {
+        let root = self.root.strip_prefix("/").unwrap_or(&self.root);
+        Some(root.join(path.strip_prefix(&self.mountpoint).ok()?).components().collect())
     }
 }
 
@@ -61,7 +69,7 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     // id parent major:minor root mountpoint options [tag]... - type source super-options
     let mut fields = line.split(|b| *b == b' ');
     let device = str::from_utf8(fields.nth(2)?).ok()?.split_once(':')?;
-    let mountpoint = path(fields.nth(1)?);
+    let (root, mountpoint) = (path(fields.next()?), path(fields.next()?));
     let own_options = String::from_utf8_lossy(fields.next()?).into_owned();
     fields.find(|field| *field == b"-")?;
     let kind = String::from_utf8_lossy(&unescape(fields.next()?)).into_owned();
@@ -72,6 +80,7 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     };
     Some(Mount {
         device: (device.0.parse().ok()?, device.1.parse().ok()?),
+        root,
         mountpoint,
         options,
         kind,
@@ -153,12 +162,13 @@ mod tests {
         30 22 0:45 / /srv/my\\040tree rw,nosuid,nodev shared:9 master:3 - fuse.depotfs /var/de\\134pot\\011\\043 rw,user_id=0\n\
         31 22 0:46 / /srv/plain rw - tmpfs tmpfs rw\n\
         32 30 0:47 / /srv/my\\040tree/in rw - fuse.depotfs /d2 rw\n\
+        34 22 0:47 /a\\040b/c /srv/bound rw - fuse.depotfs /d2 rw\n\
         garbage line\n\n33 22 x:y / /broken rw - t s rw\n";
 
     #[test]
     fn lines_are_read_with_their_escapes() {
         let mounts = parse(TEXT);
-        assert_eq!(mounts.len(), 4);
+        assert_eq!(mounts.len(), 5);
         let depot = &mounts[1];
         assert!(depot.is_depot() && !mounts[2].is_depot());
         assert_eq!(depot.device, (0, 45));
@@ -174,6 +184,17 @@ mod tests {
         assert_eq!(source("/srv/my tree/in/x"), "/d2");
         assert_eq!(source("/srv/my tree/inner"), "/var/de\\pot\t#");
         assert_eq!(source("/srv/my tree2"), "/dev/root");
+    }
+
+    #[test]
+    fn a_bind_mount_shows_a_part() {
+        let mounts = parse(TEXT);
+        let inside = |path: &str| holder(&mounts, Path::new(path)).unwrap().inside(Path::new(path)).unwrap();
+        assert_eq!(inside("/srv/bound/x/y"), Path::new("a b/c/x/y"));
+        assert_eq!(inside("/srv/bound").as_os_str(), "a b/c");
+        assert_eq!(inside("/srv/my tree/in/x").as_os_str(), "x");
+        assert_eq!(inside("/srv/my tree/in").as_os_str(), "");
+        assert_eq!(mounts[1].inside(Path::new("/elsewhere")), None);
     }
 
     #[test]

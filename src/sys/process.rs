@@ -39,6 +39,23 @@ pub fn leave_terminal() -> io::Result<()> {
     }
 }
 
+/// Closes every descriptor beyond the three standard streams. Nothing of this process may have one yet.
+pub fn close_inherited() -> io::Result<()> {
+    let name = |entry: io::Result<fs::DirEntry>| Some(entry.ok()?.file_name().to_str()?.parse().ok());
+    // Among them is that of the listing itself, which is closed by then.
+    let open: Vec<libc::c_int> = fs::read_dir("/proc/self/fd")?.filter_map(name).flatten().collect();
+    for fd in open.into_iter().filter(|fd| *fd > 2) {
+        // SAFETY: nothing in this process owns the descriptor, as its caller promises.
+        unsafe { libc::close(fd) };
+    }
+    Ok(())
+}
+
+/// Points standard error at `errors` from now on.
+pub fn errors_go_to(errors: &File) -> io::Result<()> {
+    Ok(nix::unistd::dup2_stderr(errors.as_fd())?)
+}
+
 /// Points standard input and output at /dev/null and standard error at `errors`, or also at /dev/null.
 ///
 /// Whoever waits for the end of a pipe that was standard output or error is released.

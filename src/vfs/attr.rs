@@ -310,11 +310,9 @@ impl Vfs {
         Ok(())
     }
 
-    /// Numbers of statfs(2): room for bytes, and how many inodes there are.
-    pub fn space(&self) -> Result<(Space, u64)> {
+    /// Numbers of statfs(2): the room of the disk that holds the blobs, for bytes and for inodes.
+    pub fn space(&self) -> Space {
         // A filestore that does not know, or does not answer, is shown as full rather than as endless.
-        let space = self.store.free_space().unwrap_or_default();
-        let counts = self.index.counts()?;
-        Ok((space, counts.files + counts.directories + counts.other))
+        self.store.free_space().unwrap_or_default()
     }
 }

@@ -115,6 +115,8 @@ pub struct Options {
     pub durability: Durability,
     /// Serve bytes past the daemon where the kernel can.
     pub passthrough: bool,
+    /// A change of names is durable when it is answered.
+    pub sync_names: bool,
     /// Bytes of files that wait to be sealed, beyond which writers wait.
     pub backlog_bytes_max: u64,
     /// The same as a number of files.

@@ -183,7 +183,7 @@ impl Vfs {
             self.close_staged(&mut node);
         }
         drop(node);
-        self.begin_sync(ino, access)?;
+        self.begin_sync(ino, Access { sync: access.sync || self.options.sync_names, ..access })?;
         // Nothing but a request can change the attributes of an empty new file, so the kernel may keep them.
         Ok((Attributes { inode, blocks: 0, stable: true }, Opened { how, no_flush }))
     }

@@ -34,6 +34,7 @@ fn options(passthrough: bool) -> Options {
         noatime: false,
         durability: Durability::Fsync,
         passthrough,
+        sync_names: false,
         backlog_bytes_max: u64::MAX,
         backlog_files_max: u64::MAX,
         mount_id: MountId { boot: [1; 16], mount: [2; 16] },

@@ -285,6 +285,8 @@ fn statfs_is_honest(t: &Tree) {
     let free = |s: &nix::sys::statvfs::Statvfs| s.blocks_available() as i128 * s.fragment_size() as i128;
     assert_eq!(bytes(&told), bytes(&below), "the size is that of the disk below");
     assert!((free(&told) - free(&below)).abs() < 4 << 30, "free: {} and {}", free(&told), free(&below));
+    assert_eq!(told.files(), below.files(), "so are the inodes that it can have");
+    assert!(told.files_free().abs_diff(below.files_free()) < 100_000, "others make files meanwhile");
     assert_eq!(told.name_max(), 255);
     assert!(told.blocks_free() >= told.blocks_available() && told.files() >= told.files_free());
     let file = File::open(t.dir()).unwrap();

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use crate::harness::{Depot, Mode, Tree, guarded, on_depot, sha1};
+use crate::harness::{Depot, Mode, Tree, eventually, guarded, on_depot, sh, sha1};
 
 modes!(mounted: blob_commands, status_adds_up, metrics_are_prometheus_text, any_path_in_the_mount_names_the_depot);
 
@@ -96,6 +96,58 @@ fn any_path_in_the_mount_names_the_depot(t: &Tree) {
         cli(t, &["flush", place.to_str().unwrap(), "--wait"]).ok();
     }
     cli(t, &["status", "/proc"]).fails(1);
+}
+
+#[test]
+fn flush_without_wait_only_asks() {
+    on_depot(|depot| {
+        depot.mount();
+        fs::create_dir(depot.path("repo")).unwrap();
+        let open = fs::File::create(depot.path("repo/open")).unwrap();
+        fs::write(depot.path("repo/file"), "bytes").unwrap();
+        depot.cli(&["flush", depot.dir_str()]).ok();
+        eventually("the blob", || depot.blobs() == [sha1(b"bytes")]);
+        drop(open);
+    });
+}
+
+#[test]
+fn a_part_of_the_tree_that_is_mounted_elsewhere() {
+    on_depot(|depot| {
+        depot.mount();
+        fs::create_dir_all(depot.path("repo/dir")).unwrap();
+        fs::write(depot.path("repo/dir/file"), "bytes").unwrap();
+        sh(depot.scratch(), "mkdir bound; mount --bind mnt/repo bound");
+        let bound = depot.scratch().join("bound");
+        let file = bound.join("dir/file");
+        let ran = depot.cli(&["blob", "checksum", bound.to_str().unwrap(), file.to_str().unwrap()]);
+        sh(depot.scratch(), "umount bound");
+        assert!(ran.ok().contains(&sha1(b"bytes")));
+    });
+}
+
+#[test]
+fn settings_are_of_the_repository_that_was_named() {
+    on_depot(|depot| {
+        depot.mount();
+        fs::create_dir(depot.path("releases")).unwrap();
+        fs::create_dir_all(depot.path("libs/releases")).unwrap();
+        let set = |name: &str| depot.cli(&["repo", "set", depot.dir_str(), name, "verify=always"]);
+        for wrong in ["libs/releases", depot.path("libs/releases").to_str().unwrap(), "/releases/x"] {
+            let err = set(wrong).fails(2);
+            assert!(err.contains(wrong), "{err}");
+        }
+        let list = || depot.cli(&["repo", "list", depot.dir_str()]).ok();
+        assert!(!list().contains("verify"), "{}", list());
+        set(depot.path("libs").to_str().unwrap()).ok();
+        assert_eq!(list(), "libs verify=always\nreleases\n");
+        depot.umount();
+        // Here the top of the mount is not that of the tree.
+        depot.mount_with("subdir=libs").ok();
+        set(depot.path("releases").to_str().unwrap()).fails(2);
+        set(depot.mountpoint_str()).ok();
+        assert_eq!(list(), "libs verify=always\nreleases\n");
+    });
 }
 
 #[test]

@@ -216,6 +216,13 @@ fn a_rewritten_collision_serves_again(t: &Tree) {
     assert!(listed.contains(name), "{listed}");
     let rescued = t.depot().command(&["blob", "rescue", t.depot().dir_str(), name]).output().unwrap();
     assert!(rescued.stdout == second);
+    let saved = t.depot().scratch().join("saved");
+    let save =
+        || t.depot().cli(&["blob", "rescue", t.depot().dir_str(), name, "-o", saved.to_str().unwrap()]);
+    save().ok();
+    assert!(fs::read(&saved).unwrap() == second, "and into a file, which is its owner's only");
+    assert_eq!(fs::metadata(&saved).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(save().fails(1).contains("saved"), "a file that is there is not replaced");
 }
 
 fn close_tells_a_collision(t: &Tree) {

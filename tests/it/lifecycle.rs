@@ -334,6 +334,32 @@ fn options_of_mount_hold() {
         sh(depot.path("repo"), "printf '#!/bin/sh\\n' > x; chmod +x x; mknod null c 1 3");
         Command::new(depot.path("repo/x")).spawn().fails(Errno::EACCES);
         fs::read(depot.path("repo/null")).fails(Errno::EACCES);
+        sh(depot.path("repo"), "ln -s x link");
+        assert!(fs::read(depot.path("repo/link")).is_ok());
+        depot.umount();
+        depot.mount_with("nosymfollow,silent,nomand,noiversion,noallow_other").ok();
+        fs::read(depot.path("repo/link")).fails(Errno::ELOOP);
+        assert!(
+            !fs::read_to_string("/proc/self/mountinfo")
+                .unwrap()
+                .lines()
+                .any(|line| { line.contains(depot.mountpoint_str()) && line.contains("allow_other") })
+        );
+        as_user(1001, 1001, || fs::metadata(depot.path("repo")).fails(Errno::EACCES));
+    });
+}
+
+#[test]
+fn passthrough_that_is_insisted_on() {
+    on_depot(|depot| {
+        depot.mount_with("passthrough=on").ok();
+        assert_eq!(depot.status()["reads"]["mode"], "passthrough");
+    });
+    guarded(|| {
+        let depot = Depot::new(Mode::User);
+        let err = depot.mount_with("passthrough=on").fails(1);
+        assert!(err.contains("passthrough=on") && err.contains("root"), "{err}");
+        assert!(!depot.is_mounted());
     });
 }
 
@@ -435,6 +461,104 @@ fn a_daemon_holds_nothing_of_its_starter() {
             stat.rsplit(')').next().unwrap().split_whitespace().nth(3).unwrap().parse().unwrap();
         assert_eq!(session, nix::unistd::getsid(Some(Pid::from_raw(pid))).unwrap().as_raw());
         assert_ne!(session, nix::unistd::getsid(None).unwrap().as_raw(), "a session of its own");
+        depot.umount();
+        // Nor a lock that its starter has on an open file.
+        sh(depot.scratch(), "exec 9>held; flock 9; ./depotfs mount depot mnt");
+        let held = depot.scratch().join("held");
+        File::open(&held).unwrap().try_lock().expect("nobody has the lock any more");
+        let descriptors = fs::read_dir(format!("/proc/{}/fd", depot.pid())).unwrap();
+        assert!(descriptors.flatten().all(|fd| fs::read_link(fd.path()).is_ok_and(|file| file != held)));
+    });
+}
+
+#[test]
+fn told_to_end_it_leaves_a_busy_mount() {
+    on_depot(|depot| {
+        depot.mount();
+        fs::create_dir(depot.path("repo")).unwrap();
+        let file = rw(&depot.path("repo/file"));
+        file.write_all_at(b"written", 0).unwrap();
+        kill(Pid::from_raw(depot.pid()), Signal::SIGTERM).unwrap();
+        eventually("the daemon to end", || depot.daemons().is_empty());
+        assert!(!depot.is_mounted());
+        assert!(file.metadata().is_err() || file.sync_all().is_err(), "nobody answers any more");
+        assert!(depot.log().contains("still in use"), "{}", depot.log());
+        drop(file);
+        depot.mount();
+        assert_eq!(fs::read(depot.path("repo/file")).unwrap(), b"written");
+    });
+}
+
+/// How often the daemon forces something to the disk while `work` runs.
+fn forces(depot: &Depot, work: impl FnOnce()) -> usize {
+    let (out, pid) = (depot.scratch().join("forces"), depot.pid().to_string());
+    let args = ["-f", "-q", "-e", "trace=fsync,fdatasync,syncfs", "-o", out.to_str().unwrap(), "-p", &pid];
+    let mut tracer = crate::harness::command("strace", &args).stderr(Stdio::null()).spawn().unwrap();
+    eventually("every thread to be traced", || {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+        let mut states = tasks.filter_map(|task| fs::read_to_string(task.path().join("status")).ok());
+        states.all(|state| !state.contains("TracerPid:\t0"))
+    });
+    work();
+    kill(Pid::from_raw(tracer.id() as i32), Signal::SIGINT).unwrap();
+    tracer.wait().unwrap();
+    let text = fs::read_to_string(out).unwrap();
+    // A call that others run into stands on two lines.
+    text.lines().filter(|line| line.contains("sync") && !line.contains("resumed")).count()
+}
+
+#[test]
+fn synchronous_mounts_force_at_once() {
+    on_depot(|depot| {
+        const CHANGES: usize = 20;
+        let make = |kind: &str| {
+            for i in 0..CHANGES {
+                fs::create_dir(depot.path(format!("repo/{kind}{i}"))).unwrap();
+            }
+        };
+        let write = || {
+            let file = rw(&depot.path("repo/file"));
+            (0..CHANGES).for_each(|i| file.write_all_at(b"bytes", i as u64).unwrap());
+        };
+        depot.mount();
+        fs::create_dir(depot.path("repo")).unwrap();
+        fs::write(depot.path("repo/file"), "bytes").unwrap();
+        assert!(forces(depot, || make("none")) < CHANGES, "the measure: an ordinary mount");
+        depot.umount();
+        depot.mount_with("dirsync").ok();
+        assert!(forces(depot, || make("dirsync")) >= CHANGES);
+        assert!(forces(depot, || fs::write(depot.path("repo/new"), "").unwrap()) > 0);
+        assert_eq!(depot.status()["reads"]["mode"], "passthrough");
+        depot.umount();
+        depot.mount_with("sync").ok();
+        assert!(forces(depot, write) >= CHANGES);
+        assert!(forces(depot, || make("sync")) >= CHANGES);
+        depot.umount();
+        depot.mount_with("sync,passthrough=on").fails(2);
+    });
+}
+
+#[test]
+fn sync_and_syncfs_do_not_reach_the_daemon() {
+    on_depot(|depot| {
+        depot.mount();
+        fs::create_dir(depot.path("repo")).unwrap();
+        let file = rw(&depot.path("repo/file"));
+        file.write_all_at(b"bytes", 0).unwrap();
+        let forced = || {
+            let text = depot.cli(&["metrics", depot.dir_str()]).ok();
+            let line = text.lines().find(|line| line.contains("operation=\"fsync\"")).unwrap().to_owned();
+            line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()
+        };
+        let before = forced();
+        nix::unistd::syncfs(&file).unwrap();
+        nix::unistd::sync();
+        assert_eq!(forced(), before);
+        file.sync_all().unwrap();
+        assert_eq!(forced(), before + 1, "fsync does");
+        drop(file);
+        depot.flush();
+        assert_eq!(depot.blobs(), [sha1(b"bytes")]);
     });
 }
 
@@ -455,6 +579,8 @@ fn the_log_is_quiet_and_can_be_rotated() {
         fs::rename(&name, dir.join("rotated")).unwrap();
         kill(Pid::from_raw(depot.pid()), Signal::SIGHUP).unwrap();
         eventually("a new log", || name.exists());
+        let errors = format!("/proc/{}/fd/2", depot.pid());
+        eventually("standard error to follow", || fs::read_link(&errors).unwrap() == name);
         depot.umount();
         assert!(fs::metadata(&name).unwrap().len() > 0, "the end is an event");
     });

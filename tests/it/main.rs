@@ -22,6 +22,7 @@ mod content;
 mod copies;
 mod crowds;
 mod data;
+mod dependencies;
 mod directories;
 mod disk_errors;
 #[cfg(debug_assertions)]
@@ -43,6 +44,7 @@ mod races;
 mod rename;
 mod repositories;
 mod requests;
+mod services;
 mod special;
 mod tidy;
 #[cfg(debug_assertions)]
