@@ -108,7 +108,7 @@ fn a_known_file_is_looked_at_without_a_request(t: &Tree) {
 
 fn a_file_at_rest_is_looked_at_without_a_request(t: &Tree) {
     // Unsealed for a second yet.
-    let paths: Vec<PathBuf> = (0..FILES).map(|n| t.file(format!("new-{n}"), &noise(n, 5000))).collect();
+    let paths: Vec<PathBuf> = (0..FILES).map(|n| t.file(format!("new-{n}"), noise(n, 5000))).collect();
     t.depot().cli(&["flush", t.depot().dir_str()]).ok();
     for path in &paths {
         OpenOptions::new().append(true).open(path).unwrap().write_all(b"more").unwrap();
