@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -433,6 +434,36 @@ fn a_forced_umount_leaves_no_dead_mount() {
         drop(file);
         depot.mount();
         assert_eq!(fs::read(depot.path("repo/file")).unwrap(), b"bytes");
+    });
+}
+
+/// Told to stop, the daemon serves a busy mount for some seconds more.
+#[test]
+fn mappings_stay_those_of_their_files_until_the_end() {
+    on_depot(|depot| {
+        depot.mount();
+        fs::create_dir(depot.path("repo")).unwrap();
+        fs::write(depot.path("repo/twin"), noise(7, 50_000)).unwrap();
+        depot.flush();
+        let path = depot.path("repo/file");
+        fs::write(&path, noise(7, 50_000)).unwrap();
+        let reader = File::open(&path).unwrap();
+        // Sealed while it is open, as a content that is stored already: its mapping is of a file of its own.
+        depot.flush();
+        let map = crate::sys::Map::shared_readonly(&reader, 50_000).unwrap();
+        drop(reader);
+        depot.flush();
+        let dir = File::open(depot.path("repo")).unwrap();
+        kill(Pid::from_raw(depot.pid()), Signal::SIGTERM).unwrap();
+        eventually("the mount to be detached", || !depot.is_mounted());
+        let detached = format!("/proc/self/fd/{}/file", dir.as_raw_fd());
+        OpenOptions::new().write(true).open(detached).unwrap().write_all_at(b"changed", 0).unwrap();
+        assert_eq!(map.read(0, 7), b"changed");
+        drop((map, dir));
+        eventually("the daemon to end", || depot.daemons().is_empty());
+        depot.mount();
+        assert_eq!(fs::read(&path).unwrap()[..7], *b"changed");
+        assert!(fs::read(depot.path("repo/twin")).unwrap() == noise(7, 50_000));
     });
 }
 
