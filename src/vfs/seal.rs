@@ -176,8 +176,11 @@ impl Vfs {
         };
         let result = self.lease_and_hash(ino, file, &sealing, go_on);
         if !matches!(result, Ok(Some(_))) {
+            // Whoever cancelled it took it out of the node, and may hold that for as long as a disk takes.
+            let theirs = sealing.is_cancelled();
             sealing.cancel();
-            if let Some(mut node) = self.nodes.existing(ino)
+            if !theirs
+                && let Some(mut node) = self.nodes.existing(ino)
                 && node.sealing.as_ref().is_some_and(|s| Arc::ptr_eq(s, &sealing))
             {
                 node.sealing = None;
@@ -212,6 +215,9 @@ impl Vfs {
             return Ok(None);
         };
         failpoint::hit("seal.hashed");
+        if sealing.is_cancelled() {
+            return Ok(None);
+        }
         let Some(node) = self.nodes.existing(ino) else { return Ok(None) };
         let Some(staged) = &node.staged else { return Ok(None) };
         if sealing.is_cancelled() || staged.row.file != file {
@@ -362,6 +368,9 @@ impl Vfs {
 
     /// Marks a file as being put; false when a writer came first.
     fn begin_put(&self, one: &mut Hashed) -> bool {
+        if one.sealing.is_cancelled() {
+            return false;
+        }
         let Some(mut node) = self.nodes.existing(one.ino) else { return false };
         let ours = node.sealing.as_ref().is_some_and(|sealing| Arc::ptr_eq(sealing, &one.sealing));
         if !ours {

@@ -65,6 +65,35 @@ fn a_file_that_somebody_holds_is_in_nobody_s_way() {
     verify(&dir, vfs);
 }
 
+/// A writer comes while the file is hashed, and waits for a disk.
+#[test]
+fn a_writer_that_holds_a_file_stops_no_seal_of_others() {
+    in_time("a seal with a node held".to_owned(), || {
+        let (dir, vfs) = tree(false);
+        let (held, other) = (closed_file(&vfs, "held"), closed_file(&vfs, "other"));
+        for hashed_before in [false, true] {
+            let (asked, node) = (std::cell::Cell::new(0), std::cell::RefCell::new(None));
+            let writer_comes = || {
+                asked.set(asked.get() + 1);
+                // Asked before each file and after each piece of it.
+                if asked.get() == if hashed_before { 3 } else { 2 } {
+                    let mut locked = vfs.nodes.lock(held);
+                    locked.sealing.take().unwrap().cancel();
+                    node.replace(Some(locked));
+                }
+                true
+            };
+            assert_eq!(vfs.seal(&[held, other], &writer_comes).unwrap(), 1);
+            drop(node);
+            assert_eq!(vfs.sealable(Duration::ZERO, 10), [held]);
+            vfs.open(&ME, other, WRITE, &register(false)).unwrap();
+            vfs.write(other, 0, b"written anew", false).unwrap();
+            vfs.release(other, WRITE);
+        }
+        verify(&dir, vfs);
+    });
+}
+
 #[test]
 fn at_the_end_bytes_are_forced_before_anything_is_sealed() {
     let (dir, vfs) = tree(false);
