@@ -102,7 +102,7 @@ fn seals(c: &mut Criterion, vfs: &Vfs, dir: Ino) {
                     inos.push(write(vfs, dir, &format!("sealed-{n}"), &bytes));
                 }
                 let start = Instant::now();
-                let sealed = vfs.seal(&inos).expect("closed files can be sealed");
+                let sealed = vfs.seal(&inos, &|| true).expect("closed files can be sealed");
                 took += start.elapsed();
                 assert_eq!(sealed as u64, BATCH);
                 for (n, ino) in inos.iter().enumerate() {
@@ -111,7 +111,7 @@ fn seals(c: &mut Criterion, vfs: &Vfs, dir: Ino) {
                 vfs.reap().expect("removed files end");
                 vfs.force(Duration::ZERO, Duration::ZERO).expect("the index can be forced");
             }
-            vfs.reclaim_older_than(Duration::ZERO).expect("unreferenced blobs can be removed");
+            vfs.reclaim_older_than(Duration::ZERO, &|| true).expect("unreferenced blobs can be removed");
             took
         });
     });
@@ -120,7 +120,7 @@ fn seals(c: &mut Criterion, vfs: &Vfs, dir: Ino) {
 
 fn opens(c: &mut Criterion, vfs: &Vfs, dir: Ino) {
     let ino = write(vfs, dir, "read", &[7; 4096]);
-    vfs.seal(&[ino]).expect("a closed file can be sealed");
+    vfs.seal(&[ino], &|| true).expect("a closed file can be sealed");
     let mut buffer = [0; 4096];
     c.bench_function("vfs/lookup, open, read 4 KiB, close", |b| {
         b.iter(|| {

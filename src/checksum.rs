@@ -135,19 +135,22 @@ pub fn digest(file: &File, go_on: impl Fn() -> bool) -> io::Result<Option<Digest
     Ok(whole.then(|| hasher.finish()))
 }
 
-/// SHA-256 and MD5 of the whole of `file`.
-pub fn published_digests(file: &File) -> io::Result<([u8; 32], [u8; 16])> {
+/// SHA-256 and MD5.
+pub type Published = ([u8; 32], [u8; 16]);
+
+/// SHA-256 and MD5 of the whole of `file`; `None` when `go_on` said false on the way.
+pub fn published_digests(file: &File, go_on: impl Fn() -> bool) -> io::Result<Option<Published>> {
     let (mut sha256, mut md5) = (Sha256::new(), Md5::new());
-    pass(file, |bytes| {
+    let whole = pass(file, |bytes| {
         sha256.update(bytes);
         md5.update(bytes);
-        true
+        go_on()
     })?;
-    Ok((sha256.finalize().into(), md5.finalize().into()))
+    Ok(whole.then(|| (sha256.finalize().into(), md5.finalize().into())))
 }
 
 /// The same, by two threads, for whoever waits.
-pub fn published_digests_soon(file: &File) -> io::Result<([u8; 32], [u8; 16])> {
+pub fn published_digests_soon(file: &File) -> io::Result<Published> {
     std::thread::scope(|scope| {
         let other = std::thread::Builder::new().name("md5".to_owned());
         let md5 = other.spawn_scoped(scope, || one_digest::<Md5>(file))?;
@@ -175,7 +178,7 @@ mod tests {
     fn one_thread_and_two_find_the_same() {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&vec![7; 3 * PASS_BYTES + 5], 0).unwrap();
-        assert_eq!(published_digests(&file).unwrap(), published_digests_soon(&file).unwrap());
+        assert_eq!(published_digests(&file, || true).unwrap(), Some(published_digests_soon(&file).unwrap()));
     }
 
     #[test]
@@ -206,6 +209,7 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         file.write_at(&vec![7; 3 * PASS_BYTES], 0).unwrap();
         assert!(digest(&file, || false).unwrap().is_none());
+        assert!(published_digests(&file, || false).unwrap().is_none());
         assert_eq!(digest(&file, || true).unwrap().unwrap().size, 3 * PASS_BYTES as u64);
     }
 

@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+/// How often a thread that is waited for, for a time, is looked at.
+const JOIN_POLL: Duration = Duration::from_millis(1);
+
 /// What the thread sees of its owner's wishes.
 #[derive(Debug, Default)]
 pub struct Signal {
@@ -84,8 +87,27 @@ impl Worker {
         Arc::clone(&self.signal)
     }
 
+    /// Asks the thread to return, and waits for nothing.
+    pub fn stop(&self) {
+        self.signal.stop();
+    }
+
     /// Stops the thread and waits for it.
     pub fn join(self) {}
+
+    /// Stops the thread and waits for it until `end`, then lets it run on; whether it has returned.
+    pub fn join_until(mut self, end: Instant) -> bool {
+        self.stop();
+        while self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            if Instant::now() >= end {
+                tracing::warn!(worker = self.name, "worker has not ended in time");
+                self.thread = None;
+                return false;
+            }
+            std::thread::sleep(JOIN_POLL);
+        }
+        true
+    }
 }
 
 impl Drop for Worker {
@@ -132,6 +154,17 @@ mod tests {
         worker.join();
         assert!(start.elapsed() < Duration::from_secs(30));
         assert_eq!(rounds.load(Ordering::SeqCst), 2);
+    }
+
+    #[test]
+    fn a_worker_that_does_not_end_is_not_waited_for_longer_than_said() {
+        let (hold, held) = crossbeam_channel::unbounded::<()>();
+        let worker = Worker::start("test-worker", move |_| held.iter().for_each(drop)).unwrap();
+        assert!(!worker.join_until(Instant::now() + Duration::from_millis(20)));
+        drop(hold);
+        let worker =
+            Worker::start("test-worker", |signal| while signal.wait(Duration::from_secs(60)) {}).unwrap();
+        assert!(worker.join_until(Instant::now() + Duration::from_secs(30)));
     }
 
     #[test]

@@ -65,7 +65,7 @@ fn code(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     if error.is::<options::Error>() {
         return Some(Exit::Usage);
     }
-    if let Some(lock::Error::Busy(..)) = error.downcast_ref() {
+    if let Some(lock::Error::Busy(..) | lock::Error::Finishing(..)) = error.downcast_ref() {
         return Some(Exit::Busy);
     }
     match error.downcast_ref::<control::Error>()? {

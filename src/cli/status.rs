@@ -128,7 +128,11 @@ fn print(status: &Status, out: &mut dyn Write) -> io::Result<()> {
     let closed = human::count(pending.closed, "closed file");
     let bytes = human::bytes(pending.bytes);
     if status.running {
-        line("pending", format!("{} being written, {closed} with {bytes} to seal", pending.dirty))?;
+        let held = match pending.held {
+            0 => String::new(),
+            held => format!(", {} held by a request just now", human::count(held, "file")),
+        };
+        line("pending", format!("{} being written, {closed} with {bytes} to seal{held}", pending.dirty))?;
     }
     tell_troubles(status, out)
 }

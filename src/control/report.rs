@@ -161,6 +161,8 @@ pub struct Pending {
     pub closed: u64,
     /// Bytes of those.
     pub bytes: u64,
+    /// Files that a request or a job holds just now, of which this does not tell whether they are among `dirty`.
+    pub held: u64,
 }
 
 /// Something that needs attention.

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -14,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::sys::socket::{Shutdown, getsockopt, shutdown, sockopt::PeerCredentials};
 
 use super::protocol::{self, Answer, Cause, Failure, LINE_BYTES_MAX, Line, Request};
 use super::socket::Address;
@@ -35,6 +36,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The listening socket and its thread; dropping it closes and removes the socket.
 pub struct Server {
     depot: PathBuf,
+    listener: Arc<UnixListener>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -64,25 +66,31 @@ impl Server {
             Ok((listener, owner.uid()))
         };
         let (listener, owner) = listen().map_err(|error| Error::Listen(depot.into(), error))?;
+        let listener = Arc::new(listener);
         let stop = Arc::new(AtomicBool::new(false));
         let shared = Arc::new(Shared { handler, owner, connections: AtomicUsize::new(0) });
-        let stopped = Arc::clone(&stop);
+        let (stopped, accepting) = (Arc::clone(&stop), Arc::clone(&listener));
         let accept = std::thread::Builder::new().name("control".into());
-        let thread = accept.spawn(move || accept_until(&stopped, &listener, &shared));
+        let thread = accept.spawn(move || accept_until(&stopped, &accepting, &shared));
         let thread = thread.map_err(|error| Error::Listen(depot.into(), error))?;
-        Ok(Server { depot: depot.into(), stop, thread: Some(thread) })
+        Ok(Server { depot: depot.into(), listener, stop, thread: Some(thread) })
+    }
+
+    /// From now on nobody can connect; returns at once. Whether the thread ends of it.
+    pub fn close(&self) -> bool {
+        self.stop.store(true, SeqCst);
+        // Wakes accept(2) and refuses whoever connects, wherever the socket's file is by now.
+        let closed = shutdown(self.listener.as_raw_fd(), Shutdown::Both);
+        closed.inspect_err(|error| tracing::warn!(%error, "the control socket cannot be closed")).is_ok()
     }
 }
 
 impl Drop for Server {
     /// Stops listening; connections being served end by their own, at the latest with the process.
     fn drop(&mut self) {
-        self.stop.store(true, SeqCst);
-        // accept(2) returns for a connection; when none can be made nobody is in it either.
-        if let Ok(address) = Address::of(&self.depot) {
-            let _ = UnixStream::connect(address.path());
-        }
-        if let Some(thread) = self.thread.take() {
+        if self.close()
+            && let Some(thread) = self.thread.take()
+        {
             let _ = thread.join();
         }
         let _ = fs::remove_file(self.depot.join(SOCKET));

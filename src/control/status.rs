@@ -25,7 +25,8 @@ impl Service {
             },
         };
         status.counts.orphans = tree.orphans;
-        status.pending = Pending { dirty: tree.dirty, closed: tree.closed, bytes: tree.closed_bytes };
+        status.pending =
+            Pending { dirty: tree.dirty, closed: tree.closed, bytes: tree.closed_bytes, held: tree.held };
         status.failed = troubles(&tree);
         let damaged = |(sum, why): &(Checksum, String)| Trouble { what: sum.to_string(), why: why.clone() };
         status.damaged = tree.damaged.iter().map(damaged).collect();

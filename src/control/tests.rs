@@ -46,6 +46,30 @@ fn answer(depot: &Path, bytes: &[u8]) -> Vec<u8> {
     said
 }
 
+#[test]
+fn a_server_whose_socket_is_gone_ends() {
+    let depot = tempfile::tempdir().unwrap();
+    let ending = server(depot.path());
+    std::fs::remove_file(depot.path().join(SOCKET)).unwrap();
+    let (told, ended) = std::sync::mpsc::channel();
+    thread::spawn(move || {
+        drop(ending);
+        told.send(()).unwrap();
+    });
+    ended.recv_timeout(Duration::from_secs(30)).unwrap();
+}
+
+#[test]
+fn a_closed_server_takes_nobody_and_its_peers_stay() {
+    let depot = tempfile::tempdir().unwrap();
+    let server = server(depot.path());
+    let mut peer = Client::connect(depot.path()).unwrap();
+    assert!(peer.ask::<bool>(&Request::Flush { wait: true }, &mut |_| {}).unwrap());
+    assert!(server.close());
+    assert!(matches!(Client::connect(depot.path()), Err(Error::NotRunning(_))));
+    assert!(peer.ask::<bool>(&Request::Flush { wait: true }, &mut |_| {}).unwrap());
+}
+
 /// Somebody who asks properly is served, sooner or later: places of those who left are given back a moment after.
 #[track_caller]
 fn is_served(depot: &Path) {

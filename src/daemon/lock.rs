@@ -16,8 +16,8 @@ use crate::sys::{mountinfo, process};
 /// Name of the file in the depot.
 pub const FILE: &str = "lock";
 
-/// How long a `mount` waits for the daemon of an earlier one to finish.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a `mount` waits for the daemon of an earlier one to finish; longer than its last flush may take.
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// How long everybody waits for a holder that was killed: the kernel gives its lock back after it took its memory apart.
 const ENDING_MAX: Duration = Duration::from_secs(10);
@@ -51,6 +51,9 @@ pub enum Error {
     /// Somebody else has it.
     #[error("{}", busy(.0, .1))]
     Busy(PathBuf, Holder),
+    /// A daemon has it whose mount is not there (any more), and it did not end in time.
+    #[error("{}", finishing(.0, .1))]
+    Finishing(PathBuf, Holder),
     /// The file cannot be used.
     #[error("the lock of depot {0} cannot be taken")]
     Io(PathBuf, #[source] io::Error),
@@ -85,13 +88,15 @@ pub fn take(depot: &Path, holder: &Holder, patience: Duration) -> Result<Lock, E
             Err(TryLockError::WouldBlock) => {}
         }
         let other = read(&file);
+        let finishing = is_finishing(depot, &other);
         let bound = match process::is_ending(other.pid) {
             true => ENDING_MAX.max(patience),
-            false if is_finishing(depot, &other) => patience,
+            false if finishing => patience,
             false => Duration::ZERO,
         };
         if begun.elapsed() >= bound {
-            return Err(Error::Busy(depot.into(), other));
+            let why = if finishing { Error::Finishing } else { Error::Busy };
+            return Err(why(depot.into(), other));
         }
         std::thread::sleep(PERIOD);
     }
@@ -173,6 +178,14 @@ fn write(file: &File, holder: &Holder) -> io::Result<()> {
     file.write_all_at(&text, 0)
 }
 
+fn finishing(depot: &Path, holder: &Holder) -> String {
+    let (depot, pid) = (depot.display(), holder.pid);
+    format!(
+        "depot {depot} is not mounted, but process {pid} is still storing what was written, or about to mount it: wait for \
+         it to end"
+    )
+}
+
 fn busy(depot: &Path, holder: &Holder) -> String {
     let depot = depot.display();
     match holder {
@@ -230,6 +243,15 @@ mod tests {
         assert!(!is_at_its_name(&file, depot.path()).unwrap());
         open(depot.path()).unwrap();
         assert!(!is_at_its_name(&file, depot.path()).unwrap());
+    }
+
+    #[test]
+    fn a_daemon_that_does_not_finish_is_not_said_to_have_a_mount() {
+        let depot = tempfile::tempdir().unwrap();
+        let _lock = take(depot.path(), &this("mount"), Duration::ZERO).unwrap();
+        let why = take(depot.path(), &this("mount"), Duration::from_millis(50)).unwrap_err().to_string();
+        let pid = format!("process {}", std::process::id());
+        assert!(why.contains("not mounted") && why.contains(&pid) && !why.contains("/mnt/x"), "{why}");
     }
 
     #[test]

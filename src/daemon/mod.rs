@@ -8,9 +8,10 @@
 //! 6. watchdog and jobs, then the control socket;
 //! 7. signals; then `ready` to whoever waits.
 //!
-//! It ends when the tree is unmounted, by whomever: then the control socket closes, the jobs finish their round, everything
-//! is sealed and forced, and the process ends, which gives back the lock. SIGTERM, SIGINT and the request `stop` flush and
-//! unmount first; when the mount is busy it is detached, its users get some seconds, and then the daemon ends all the same.
+//! It ends when the tree is unmounted, by whomever: then the control socket closes, the jobs are told to end, everything is
+//! forced and then sealed, and the process ends, which gives back the lock. Nothing is waited for without a limit: whatever
+//! is left over is for the next mount. SIGTERM, SIGINT and the request `stop` flush and unmount first; when the mount is
+//! busy it is detached, its users get some seconds, and then the daemon ends all the same.
 
 pub mod detach;
 pub mod lock;
@@ -59,6 +60,10 @@ pub struct Plan {
 const GRACE: Duration = Duration::from_secs(5);
 /// How long the last flush may take: what is left is forced at least, and sealed by the next mount.
 const LAST_FLUSH_LONGEST: Duration = Duration::from_secs(60);
+/// How long the jobs then get to end; a kill in any of their steps is safe.
+const JOBS_LONGEST: Duration = Duration::from_secs(10);
+// Whoever mounts again has to wait for the end of the last flush, not to be told of a daemon that is about to go.
+const _: () = assert!(lock::PATIENCE.as_secs() >= LAST_FLUSH_LONGEST.as_secs() + 2 * JOBS_LONGEST.as_secs());
 
 /// Mounts, serves until unmounted, and puts everything away. In the background `handover` hears when the mount answers.
 pub fn run(plan: &Plan, handover: Option<Handover>) -> anyhow::Result<()> {
@@ -78,7 +83,7 @@ pub fn run(plan: &Plan, handover: Option<Handover>) -> anyhow::Result<()> {
     })?;
     insist_on_passthrough(&plan.options, &vfs)?;
     let watchdog = watch::start().context("the watchdog cannot be started")?;
-    let workers = jobs::start(&vfs).context("the background jobs cannot be started")?;
+    let jobs = jobs::start(&vfs).context("the background jobs cannot be started")?;
     let stop = Stop::new(&plan.mountpoint, &vfs);
     let server = control::Server::start(&plan.depot, service(plan, config, &vfs, &logging, &stop, started))?;
     let signals = handle_signals(&stop, &logging)?;
@@ -89,14 +94,17 @@ pub fn run(plan: &Plan, handover: Option<Handover>) -> anyhow::Result<()> {
     stop.session_ended();
     notify::notify("STOPPING=1\nSTATUS=finishing what was written");
     signals.close();
+    server.close();
+    jobs.stop();
+    vfs.forget_mappings();
+    let flushed = put_away(&vfs);
     drop(server);
     drop(watchdog);
-    drop(workers);
-    put_away(&vfs);
+    jobs.join_until(Instant::now() + JOBS_LONGEST);
     tracing::info!("ended");
     // The end of the process gives the lock back: whoever waits for it may count on the process being gone.
     std::mem::forget(lock);
-    served
+    served.and(flushed)
 }
 
 /// Limits and habits of the process, none of which is worth failing for.
@@ -116,6 +124,7 @@ fn prepare_process() {
     }
 }
 
+/// With `passthrough=on` the session has tried it.
 fn insist_on_passthrough(options: &Options, vfs: &Vfs) -> anyhow::Result<()> {
     if options.passthrough == Switch::On && !vfs.passthrough() {
         bail!(
@@ -189,16 +198,14 @@ fn announce(plan: &Plan, handover: Option<Handover>, logging: &Logging, started:
     }
 }
 
-/// The last flush.
-fn put_away(vfs: &Vfs) {
-    vfs.forget_mappings();
-    match vfs.flush_all(Instant::now() + LAST_FLUSH_LONGEST) {
-        Ok(0) => {}
-        Ok(left) => tracing::info!(left, "files were forced but not sealed; the next mount does it"),
-        Err(error) => {
-            tracing::error!("not everything could be sealed and forced, the next mount tries again: {error}")
-        }
+/// The last flush: first all bytes and names are forced, then what can be is sealed.
+fn put_away(vfs: &Vfs) -> anyhow::Result<()> {
+    let left = vfs.put_away(Instant::now() + LAST_FLUSH_LONGEST);
+    let left = left.context("not everything could be sealed and forced, the next mount tries again")?;
+    if left > 0 {
+        tracing::info!(left, "files were forced but not sealed; the next mount does it");
     }
+    Ok(())
 }
 
 /// The way to an orderly end from inside.
@@ -237,7 +244,9 @@ impl Stop {
     }
 
     fn run(&self) {
-        put_away(&self.vfs);
+        if let Err(error) = put_away(&self.vfs) {
+            tracing::warn!("{error:#}");
+        }
         if let Err(error) = mountinfo::unmount(&self.mountpoint, false) {
             self.explain(&error);
             if let Err(error) = mountinfo::unmount(&self.mountpoint, true) {
@@ -253,8 +262,8 @@ impl Stop {
         }
         drop(ended);
         tracing::warn!("the mount is still in use; ending all the same, its users get errors from now on");
-        put_away(&self.vfs);
-        std::process::exit(0);
+        let flushed = put_away(&self.vfs).inspect_err(|error| tracing::error!("{error:#}"));
+        std::process::exit(if flushed.is_ok() { 0 } else { 1 });
     }
 
     /// Says who holds a busy mount.

@@ -9,7 +9,7 @@ use nix::fcntl::OFlag;
 
 use super::error::Result;
 use super::volume::Volume;
-use crate::checksum::{self, Digest};
+use crate::checksum::{self, Digest, Published};
 use crate::failpoint;
 
 /// An open blob that cannot be written through.
@@ -51,13 +51,13 @@ impl BlobFile {
         checksum::digest(&self.file, go_on)
     }
 
-    /// SHA-256 and MD5 of its bytes.
-    pub fn published_digests(&self) -> io::Result<([u8; 32], [u8; 16])> {
-        checksum::published_digests(&self.file)
+    /// SHA-256 and MD5 of its bytes; `None` when `go_on` said false on the way.
+    pub fn published_digests(&self, go_on: impl Fn() -> bool) -> io::Result<Option<Published>> {
+        checksum::published_digests(&self.file, go_on)
     }
 
     /// The same for whoever waits: sooner, with more of the processors.
-    pub fn published_digests_soon(&self) -> io::Result<([u8; 32], [u8; 16])> {
+    pub fn published_digests_soon(&self) -> io::Result<Published> {
         checksum::published_digests_soon(&self.file)
     }
 

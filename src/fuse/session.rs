@@ -2,17 +2,19 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use fuser::{Config, SessionACL};
+use fuser::{BackingId, Config, SessionACL};
 use nix::mount::MsFlags;
 
 use crate::fuse::adapter::Adapter;
-use crate::fuse::options::Options;
+use crate::fuse::options::{Options, Switch};
 use crate::sys::fuse_mount::{self, Mounted};
 use crate::sys::process::is_root;
 use crate::vfs::Vfs;
+use crate::vfs::node::Token;
 
 /// Threads that answer requests. More than there are processors, because some requests wait for the disk.
 const REQUEST_THREADS: usize = 8;
@@ -28,7 +30,7 @@ pub struct Mounting<'a> {
     pub options: &'a Options,
 }
 
-/// A mounted tree; unmounted when it is dropped before somebody else did that.
+/// A mounted tree; unmounted when it is dropped, or its session is over, before somebody else did that.
 pub struct Session {
     inner: fuser::Session<Adapter>,
     mounted: Mounted,
@@ -57,15 +59,24 @@ impl Session {
         config.n_threads = Some(REQUEST_THREADS);
         // A descriptor for each thread needs the device, which fusermount3 may open and this user not.
         config.clone_fd = File::options().read(true).write(true).open("/dev/fuse").is_ok();
-        let inner = fuser::Session::from_fd(Adapter::new(vfs), device, acl, config)?;
+        let same_device =
+            (mounting.options.passthrough == Switch::On).then(|| device.try_clone()).transpose()?;
+        let inner = fuser::Session::from_fd(Adapter::new(Arc::clone(&vfs)), device, acl, config)?;
+        if let Some(device) = same_device {
+            // The kernel forgets it with the mount.
+            let register =
+                |file: BorrowedFd<'_>| Ok(Arc::new(BackingId::create_raw(&device, file)?) as Token);
+            vfs.try_passthrough(&register);
+        }
         Ok(Session { inner, mounted })
     }
 
     /// Answers requests until the tree is unmounted.
     pub fn run(self) -> io::Result<()> {
-        self.inner.run()?;
-        self.mounted.is_gone();
-        Ok(())
+        let served = self.inner.run();
+        // A connection that was aborted, as `umount -f` does it, leaves a mount on which every access fails.
+        drop(self.mounted);
+        served
     }
 }
 

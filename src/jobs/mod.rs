@@ -2,13 +2,16 @@
 
 pub mod check;
 
+mod quiet;
+
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use self::quiet::Quiet;
 use crate::vfs::seal::{SEAL_AFTER, SEAL_BATCH};
-use crate::vfs::{Result, Vfs};
-use crate::worker::Worker;
+use crate::vfs::{GoOn, Result, Vfs};
+use crate::worker::{Signal, Worker};
 
 /// One kind of work.
 struct Job {
@@ -16,19 +19,26 @@ struct Job {
     name: &'static str,
     /// Pause between two rounds; a round that found work is followed by the next at once.
     period: Duration,
+    /// Whether a read-only mount has it too: the others change what is on the disk.
+    on_read_only: bool,
     /// A round; true when it found work and there may be more.
-    round: fn(&Vfs) -> Result<bool>,
+    round: fn(&Vfs, GoOn<'_>) -> Result<bool>,
+}
+
+const fn job(name: &'static str, period_ms: u64, round: fn(&Vfs, GoOn<'_>) -> Result<bool>) -> Job {
+    Job { name, period: Duration::from_millis(period_ms), on_read_only: false, round }
 }
 
 /// The table.
 const JOBS: &[Job] = &[
-    Job { name: "seal", period: Duration::from_millis(200), round: seal },
-    Job { name: "force", period: Duration::from_secs(3), round: force },
-    Job { name: "reap", period: Duration::from_millis(500), round: reap },
-    Job { name: "reclaim", period: Duration::from_secs(10), round: reclaim },
-    Job { name: "atime", period: Duration::from_secs(30), round: atimes },
-    Job { name: "digest", period: Duration::from_secs(5), round: digests },
-    Job { name: "expire", period: Duration::from_secs(3600), round: expire },
+    job("seal", 200, seal),
+    job("force", 3_000, force),
+    job("reap", 500, |vfs, _| vfs.reap().map(|_| false)),
+    Job { on_read_only: true, ..job("owners", 500, |vfs, _| vfs.sweep_owners().map(|()| false)) },
+    job("reclaim", 10_000, reclaim),
+    job("atime", 30_000, |vfs, _| vfs.write_atimes().map(|()| false)),
+    job("digest", 5_000, |vfs, go_on| vfs.publish_some_digests(go_on)),
+    job("expire", 3_600_000, expire),
 ];
 
 /// Closed files are forced when they were not sealed this soon.
@@ -36,93 +46,83 @@ const FORCE_AFTER: Duration = Duration::from_millis(1500);
 /// Open files are forced this often.
 const FORCE_OPEN_EVERY: Duration = Duration::from_secs(30);
 
-/// The running jobs; dropping them stops them after their current round.
+/// The running jobs; dropping them stops them after their current step.
 #[derive(Debug)]
 pub struct Jobs {
-    _workers: Vec<Worker>,
+    workers: Vec<Worker>,
 }
 
-/// Starts all jobs.
+impl Jobs {
+    /// Asks all of them to end, and waits for none.
+    pub fn stop(&self) {
+        self.workers.iter().for_each(Worker::stop);
+    }
+
+    /// Stops all and waits for them until `end`; one that has not ended then runs on.
+    pub fn join_until(mut self, end: Instant) {
+        self.stop();
+        for worker in std::mem::take(&mut self.workers) {
+            worker.join_until(end);
+        }
+    }
+}
+
+impl Drop for Jobs {
+    fn drop(&mut self) {
+        // All at once, before one is waited for.
+        self.stop();
+    }
+}
+
+/// Starts the jobs that the mount has.
 pub fn start(vfs: &Arc<Vfs>) -> io::Result<Jobs> {
+    let read_only = vfs.options().read_only;
     let mut workers = Vec::with_capacity(JOBS.len());
-    for job in JOBS {
+    for job in JOBS.iter().filter(|job| job.on_read_only || !read_only) {
         let vfs = vfs.clone();
-        workers.push(Worker::start(job.name, move |signal| {
-            let mut quiet = Quiet::default();
-            while !signal.stopped() {
-                let more = match (job.round)(&vfs) {
-                    Ok(more) => more,
-                    Err(error) => {
-                        quiet.tell(job.name, &error);
-                        false
-                    }
-                };
-                if !more && !signal.wait(job.period) {
-                    return;
-                }
-            }
-        })?);
+        workers.push(Worker::start(job.name, move |signal| rounds(job, &vfs, signal))?);
     }
-    Ok(Jobs { _workers: workers })
+    Ok(Jobs { workers })
 }
 
-/// Says a failure once, and again when it changes: a full disk is one event, not one per round.
-#[derive(Default)]
-struct Quiet {
-    last: String,
-}
-
-impl Quiet {
-    fn tell(&mut self, job: &str, error: &crate::vfs::Error) {
-        let mut text = error.to_string();
-        let mut source = std::error::Error::source(error);
-        while let Some(cause) = source {
-            text = format!("{text}: {cause}");
-            source = cause.source();
-        }
-        if text != self.last {
-            tracing::error!("{job}: {text}; tried again");
-            self.last = text;
+fn rounds(job: &Job, vfs: &Vfs, signal: &Signal) {
+    let mut quiet = Quiet::new(job.name);
+    while !signal.stopped() {
+        let round = (job.round)(vfs, &|| !signal.stopped());
+        quiet.hear(&round, Instant::now());
+        if !round.unwrap_or(false) && !signal.wait(job.period) {
+            return;
         }
     }
 }
 
-fn seal(vfs: &Vfs) -> Result<bool> {
+fn seal(vfs: &Vfs, go_on: GoOn<'_>) -> Result<bool> {
     let ready = vfs.sealable(SEAL_AFTER, SEAL_BATCH);
     let full = ready.len() == SEAL_BATCH;
-    Ok(vfs.seal(&ready)? > 0 && full)
+    Ok(vfs.seal(&ready, go_on)? > 0 && full)
 }
 
-fn force(vfs: &Vfs) -> Result<bool> {
-    vfs.force(FORCE_AFTER, FORCE_OPEN_EVERY)?;
-    // After it, as it needs space: what was unlinked may be what gives it.
-    Ok(vfs.index().tidy().map(|()| false)?)
+fn force(vfs: &Vfs, _go_on: GoOn<'_>) -> Result<bool> {
+    let forced = vfs.force(FORCE_AFTER, FORCE_OPEN_EVERY);
+    // After it, as it needs space: what was unlinked may be what gives it. And whatever became of it: one file that the
+    // disk refuses must not let the index's log grow for ever.
+    let tidied = vfs.index().tidy();
+    forced?;
+    tidied?;
+    Ok(false)
 }
 
-fn reap(vfs: &Vfs) -> Result<bool> {
-    vfs.sweep_owners()?;
-    vfs.reap().map(|_| false)
-}
-
-fn reclaim(vfs: &Vfs) -> Result<bool> {
-    vfs.settle_half_put();
-    let (blobs, bytes) = vfs.reclaim()?;
+fn reclaim(vfs: &Vfs, go_on: GoOn<'_>) -> Result<bool> {
+    vfs.settle_half_put(go_on);
+    let (blobs, bytes) = vfs.reclaim(go_on)?;
     if blobs > 0 {
         tracing::debug!("reclaimed {blobs} blobs, {bytes} bytes");
     }
     Ok(false)
 }
 
-fn atimes(vfs: &Vfs) -> Result<bool> {
-    vfs.write_atimes().map(|()| false)
-}
-
-fn digests(vfs: &Vfs) -> Result<bool> {
-    vfs.publish_some_digests()
-}
-
-fn expire(vfs: &Vfs) -> Result<bool> {
-    for gone in vfs.store().expire_aside(crate::filestore::KEPT_FOR)? {
+fn expire(vfs: &Vfs, _go_on: GoOn<'_>) -> Result<bool> {
+    for gone in vfs.expire_aside()? {
         tracing::info!("deleted after its time: {gone:?}");
     }
     Ok(false)

@@ -34,7 +34,8 @@ pub struct Wanted<'a> {
 #[derive(Debug)]
 pub struct Mounted {
     mountpoint: PathBuf,
-    /// Nothing else has this number as long as /dev/fuse is open.
+    /// Another mount may get its number once it is gone, but not of the same source: that is locked.
+    source: PathBuf,
     device: Option<(u32, u32)>,
 }
 
@@ -62,7 +63,7 @@ pub fn mount(wanted: &Wanted<'_>) -> io::Result<(OwnedFd, Mounted)> {
     let mounts = mountinfo::depots().unwrap_or_default();
     let device =
         mounts.iter().rev().find(|mount| mount.mountpoint == wanted.mountpoint).map(|mount| mount.device);
-    Ok((fd, Mounted { mountpoint: wanted.mountpoint.into(), device }))
+    Ok((fd, Mounted { mountpoint: wanted.mountpoint.into(), source: wanted.source.into(), device }))
 }
 
 fn mount_as_root(wanted: &Wanted<'_>) -> io::Result<OwnedFd> {
@@ -152,18 +153,11 @@ fn receive_descriptor(socket: RawFd) -> io::Result<Option<OwnedFd>> {
     Ok(None)
 }
 
-impl Mounted {
-    /// Somebody has unmounted it: nothing is left to do.
-    pub fn is_gone(self) {
-        std::mem::forget(self);
-    }
-}
-
 impl Drop for Mounted {
     fn drop(&mut self) {
         let mounts = mountinfo::depots().unwrap_or_default();
         let top = mounts.iter().rev().find(|mount| mount.mountpoint == self.mountpoint);
-        if top.is_some_and(|mount| Some(mount.device) == self.device)
+        if top.is_some_and(|mount| Some(mount.device) == self.device && mount.source == self.source)
             && let Err(error) = mountinfo::unmount(&self.mountpoint, true)
         {
             tracing::error!(%error, "{} cannot be unmounted", self.mountpoint.display());

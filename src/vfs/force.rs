@@ -10,10 +10,16 @@ use crate::change::{Change, Ino, StagedRow, StagingName};
 use crate::failpoint;
 use crate::vfs::node::Locked;
 use crate::vfs::seal::SEAL_BATCH;
-use crate::vfs::{Error, Result, Vfs};
+use crate::vfs::{Error, GoOn, Result, Vfs};
 
 /// Rounds of a flush without any progress before it takes what is left for open.
 const IDLE_ROUNDS_MAX: u32 = 5;
+
+/// Pause before a flush looks again at what it could not seal or force.
+const FLUSH_PAUSE: Duration = Duration::from_millis(20);
+
+/// How long a round waits for a file that somebody else holds, to commit that it was forced.
+const RECORD_PATIENCE: Duration = Duration::from_millis(5);
 
 /// Closed files are forced when bytes of them may be unforced this long, however often they are opened and closed.
 const UNFORCED_MAX: Duration = Duration::from_secs(4);
@@ -25,33 +31,35 @@ impl Vfs {
     /// Forces Closed files that are older than `age`, and open ones whose last force is older than `open_age`, then the
     /// index; unlinks what only undurable commits stopped naming. A job does this.
     pub fn force(&self, age: Duration, open_age: Duration) -> Result<()> {
+        // What somebody holds is looked at again in the next round: the others, and the names, do not wait for it.
+        self.force_some_of(self.nodes.inos(), age, open_age).1
+    }
+
+    /// As `force`, of these files; those that somebody holds, and how it went.
+    fn force_some_of(&self, inos: Vec<Ino>, age: Duration, open_age: Duration) -> (Vec<Ino>, Result<()>) {
         let mut due: Vec<(Ino, StagingName)> = Vec::new();
         let mut failure = None;
-        for ino in self.nodes.inos() {
-            let Some(mut node) = self.nodes.existing(ino) else { continue };
-            let old = |since: Option<Instant>, age: Duration| since.is_some_and(|at| at.elapsed() >= age);
-            if node.clone.is_some() && old(node.staged.as_ref().map(|staged| staged.forced_at), CLONE_AGE_MAX)
-            {
-                // A copy half made holds no reference to its blob, so it must not stay so.
-                if let Err(error) = self.materialise(&mut node) {
-                    failure.get_or_insert(error);
-                }
+        let mut held = self.nodes.sweep(inos, |mut node| {
+            if let Err(error) = self.end_old_clone(&mut node) {
+                failure.get_or_insert(error);
             }
-            let Some(staged) = &node.staged else { continue };
-            if node.orphan || node.putting || staged.row.failed.is_some() || node.clone.is_some() {
-                continue;
-            }
-            let due_now = match staged.closed {
-                Some(_) if staged.unforced_since.is_none() => false,
-                closed @ Some(_) => old(closed, age) || old(staged.unforced_since, UNFORCED_MAX),
-                None => staged.forced_at.elapsed() >= open_age,
-            };
-            if due_now {
-                due.push((ino, staged.row.file));
-            }
-        }
+            due.extend(due_to_be_forced(&node, age, open_age).map(|name| (node.ino(), name)));
+        });
+        let forced = self.force_now(&due, &mut held);
+        (held, failure.map_or(forced, Err))
+    }
+
+    /// A copy half made holds no reference to its blob, so it must not stay so.
+    fn end_old_clone(&self, node: &mut Locked<'_>) -> Result<()> {
+        let old = node.staged.as_ref().is_some_and(|staged| staged.forced_at.elapsed() >= CLONE_AGE_MAX);
+        if node.clone.is_some() && old { self.materialise(node) } else { Ok(()) }
+    }
+
+    /// Forces these staging files and the index, and unlinks what nothing names any more.
+    fn force_now(&self, due: &[(Ino, StagingName)], held: &mut Vec<Ino>) -> Result<()> {
+        let mut failure = None;
         for part in due.chunks(SEAL_BATCH) {
-            if let Err(error) = self.force_some(part) {
+            if let Err(error) = self.force_batch(part, held) {
                 failure.get_or_insert(error);
             }
         }
@@ -62,7 +70,7 @@ impl Vfs {
         failure.map_or(Ok(()), Err)
     }
 
-    fn force_some(&self, files: &[(Ino, StagingName)]) -> Result<()> {
+    fn force_batch(&self, files: &[(Ino, StagingName)], held: &mut Vec<Ino>) -> Result<()> {
         let begun = Instant::now();
         let mut failure = None;
         // A file may be sealed or gone since the list was made: then its name is, and one by one finds out which.
@@ -80,23 +88,29 @@ impl Vfs {
                     }
                 }
             }
-            if let Err(error) = self.record_forced(*ino, *name, begun) {
-                failure.get_or_insert(error);
+            match self.record_forced(*ino, *name, begun) {
+                Ok(true) => {}
+                Ok(false) => held.push(*ino),
+                Err(error) => drop(failure.get_or_insert(error)),
             }
         }
         failure.map_or(Ok(()), Err)
     }
 
-    /// Commits, under the node's lock, that a staging file was forced by a force that began at `begun`.
-    fn record_forced(&self, ino: Ino, name: StagingName, begun: Instant) -> Result<()> {
-        let Some(mut node) = self.nodes.existing(ino) else { return Ok(()) };
+    /// Commits, under the node's lock, that a staging file was forced by a force that began at `begun`; false when somebody
+    /// holds it.
+    fn record_forced(&self, ino: Ino, name: StagingName, begun: Instant) -> Result<bool> {
+        let Ok(node) = self.nodes.try_existing(ino, Instant::now() + RECORD_PATIENCE) else {
+            return Ok(false);
+        };
+        let Some(mut node) = node else { return Ok(true) };
         if node.putting || node.clone.is_some() {
-            return Ok(());
+            return Ok(true);
         }
         if self.mark_forced(&mut node, name, begun)? == Some(true) {
             failpoint::hit("force.recorded");
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Notes that a staging file was forced by a force that began at `begun`, and commits that unless it is known; whether it
@@ -145,49 +159,91 @@ impl Vfs {
         }
     }
 
+    /// Forces everything, and then seals what can be sealed until `deadline`; the answer is what is left. The end of the mount.
+    pub fn put_away(&self, deadline: Instant) -> Result<u64> {
+        if self.options.read_only {
+            return Ok(0);
+        }
+        // Hashing takes its time. Bytes that are forced are safe, whatever happens meanwhile.
+        let forced = self.force(Duration::ZERO, Duration::ZERO);
+        let left = self.flush_all(deadline)?;
+        if let Err(error) = forced {
+            tracing::warn!("a first try to force everything failed, the last did not: {error}");
+        }
+        Ok(left)
+    }
+
     /// Seals and forces everything that is closed; the answer is what is left. `depotfs flush` and the stop of the daemon.
     pub fn flush_all(&self, deadline: Instant) -> Result<u64> {
-        let mut failure = None;
-        let mut idle_rounds = 0;
-        self.await_releases();
-        loop {
-            let batch = self.sealable_at_once();
-            let mut sealed = 0;
-            for part in batch.chunks(SEAL_BATCH) {
-                match self.seal(part) {
-                    Ok(n) => sealed += n,
-                    Err(error) => {
-                        failure.get_or_insert(error);
-                    }
-                }
-            }
-            let busy = |ino: &Ino| {
-                self.nodes.existing(*ino).is_some_and(|node| node.sealing.is_some() || node.putting)
-            };
-            // What neither is sealed nor being sealed by somebody else is still mapped for writing: open, in a word.
-            idle_rounds = if sealed > 0 || batch.iter().any(busy) { 0 } else { idle_rounds + 1 };
-            let over = batch.is_empty() || idle_rounds > IDLE_ROUNDS_MAX || Instant::now() >= deadline;
-            if over || sealed == 0 && failure.is_some() {
-                break;
-            }
-            if sealed == 0 {
-                std::thread::sleep(Duration::from_millis(20));
-            }
+        if self.options.read_only {
+            return Ok(0);
         }
-        self.force(Duration::ZERO, Duration::ZERO)?;
-        self.reap()?;
-        self.write_atimes()?;
-        self.sync_index()?;
+        self.await_releases();
+        let go_on = || Instant::now() < deadline;
+        // None of these steps is left out because one before it failed.
+        let steps = [
+            self.seal_all(&go_on),
+            self.force_all(&go_on),
+            self.reap().map(drop),
+            self.write_atimes(),
+            self.sync_index(),
+        ];
         self.release_retired();
-        self.settle_half_put();
+        self.settle_half_put(&go_on);
         if let Err(error) = self.index.tidy() {
             // Everything is durable in the redo log, on a full disk as well.
             tracing::warn!("the index file was not brought up to date: {error}");
         }
-        match failure {
-            Some(error) => Err(error),
-            None => Ok(self.backlog.files.load(Ordering::Relaxed)),
+        steps.into_iter().collect::<Result<()>>()?;
+        Ok(self.backlog.files.load(Ordering::Relaxed))
+    }
+
+    /// Seals what is Closed, and what somebody holds or seals meanwhile, as soon as it is free.
+    fn seal_all(&self, go_on: GoOn<'_>) -> Result<()> {
+        let mut failure = None;
+        let mut idle_rounds = 0;
+        let mut held: Option<Vec<Ino>> = None;
+        loop {
+            let (batch, held_now) = self.sealable_at_once();
+            // Once it was free it was looked at: somebody always holds something, and this comes to an end.
+            let held = held.get_or_insert_with(|| held_now.clone());
+            held.retain(|ino| held_now.contains(ino));
+            let mut sealed = 0;
+            for part in batch.chunks(SEAL_BATCH) {
+                match self.seal(part, go_on) {
+                    Ok(n) => sealed += n,
+                    Err(error) => drop(failure.get_or_insert(error)),
+                }
+            }
+            // What neither is sealed nor being sealed by somebody else is still mapped for writing: open, in a word.
+            idle_rounds =
+                if sealed > 0 || !held.is_empty() || self.is_busy(&batch) { 0 } else { idle_rounds + 1 };
+            let over = batch.is_empty() && held.is_empty() || idle_rounds > IDLE_ROUNDS_MAX || !go_on();
+            if over || sealed == 0 && failure.is_some() {
+                return failure.map_or(Ok(()), Err);
+            }
+            if sealed == 0 {
+                std::thread::sleep(FLUSH_PAUSE);
+            }
         }
+    }
+
+    /// Whether one of these files is being sealed, or somebody holds it.
+    fn is_busy(&self, inos: &[Ino]) -> bool {
+        let mut sealing = false;
+        let held = self.nodes.sweep(inos.to_vec(), |node| sealing |= node.sealing.is_some() || node.putting);
+        sealing || !held.is_empty()
+    }
+
+    /// Forces every file, and what somebody holds as soon as it is free.
+    fn force_all(&self, go_on: GoOn<'_>) -> Result<()> {
+        let (mut held, mut forced) = self.force_some_of(self.nodes.inos(), Duration::ZERO, Duration::ZERO);
+        while !held.is_empty() && go_on() {
+            std::thread::sleep(FLUSH_PAUSE);
+            let (still_held, again) = self.force_some_of(held, Duration::ZERO, Duration::ZERO);
+            (held, forced) = (still_held, forced.and(again));
+        }
+        forced
     }
 
     /// The kernel tells of a close after it has answered it: what was closed before now is to be closed here, too.
@@ -207,16 +263,29 @@ impl Vfs {
         }
     }
 
-    fn sealable_at_once(&self) -> Vec<Ino> {
-        let closed = |ino: &Ino| {
-            self.nodes.existing(*ino).is_some_and(|node| {
-                let waits =
-                    node.staged.as_ref().is_some_and(|s| s.closed.is_some() && s.row.failed.is_none());
-                waits && node.writers == 0 && !node.orphan
-            })
-        };
-        let mut inos: Vec<Ino> = self.nodes.inos().into_iter().filter(closed).collect();
-        inos.sort_unstable();
-        inos
+    /// The files that are Closed, and those that may be but are held by somebody.
+    fn sealable_at_once(&self) -> (Vec<Ino>, Vec<Ino>) {
+        let mut closed: Vec<Ino> = Vec::new();
+        let held = self.nodes.sweep(self.nodes.inos(), |node| {
+            let waits = node.staged.as_ref().is_some_and(|s| s.closed.is_some() && s.row.failed.is_none());
+            closed.extend((waits && node.writers == 0 && !node.orphan).then_some(node.ino()));
+        });
+        closed.sort_unstable();
+        (closed, held)
     }
+}
+
+/// The staging file of a node, if it is to be forced now.
+fn due_to_be_forced(node: &Locked<'_>, age: Duration, open_age: Duration) -> Option<StagingName> {
+    let staged = node.staged.as_ref()?;
+    if node.orphan || node.putting || staged.row.failed.is_some() || node.clone.is_some() {
+        return None;
+    }
+    let old = |since: Option<Instant>, age: Duration| since.is_some_and(|at| at.elapsed() >= age);
+    let due = match staged.closed {
+        Some(_) if staged.unforced_since.is_none() => false,
+        closed @ Some(_) => old(closed, age) || old(staged.unforced_since, UNFORCED_MAX),
+        None => staged.forced_at.elapsed() >= open_age,
+    };
+    due.then_some(staged.row.file)
 }

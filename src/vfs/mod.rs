@@ -39,6 +39,7 @@ use crate::checksum::{Checksum, Digest};
 use crate::clock;
 use crate::filestore::Filestore;
 use crate::index::{Index, Seq};
+use crate::vfs::checksums::Undigestible;
 use crate::vfs::copiers::Copiers;
 use crate::vfs::descriptors::Descriptors;
 use crate::vfs::node::Nodes;
@@ -46,6 +47,9 @@ use crate::vfs::owners::Owner;
 
 pub use caller::Caller;
 pub use error::{Error, Result};
+
+/// Asked between the steps of long work: false ends it early, and what is done by then stays done.
+pub type GoOn<'a> = &'a dyn Fn() -> bool;
 
 /// What close(2) and fsync(2) wait for; the stricter of mount and repository holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -142,9 +146,11 @@ pub struct Vfs {
     nodes: Nodes,
     descriptors: Descriptors,
     /// For each blob whose own file the kernel serves by passthrough: the one inode it may serve.
-    owners: Mutex<HashMap<Checksum, Owner>>,
+    owners: Mutex<BTreeMap<Checksum, Owner>>,
     /// Files sealed as a blob that stood already, while their staging file was mapped: it is still that of the mapping.
-    left: Mutex<HashMap<Ino, StagingName>>,
+    left: Mutex<BTreeMap<Ino, StagingName>>,
+    /// Where the last look at those two ended.
+    swept: Mutex<(Option<Checksum>, Option<Ino>)>,
     /// Held for reading while bytes of a blob are read by the daemon, for writing when a blob's file changes hands.
     blob_reads: RwLock<()>,
     /// How often a blob's file changed hands.
@@ -177,6 +183,8 @@ pub struct Vfs {
     reports: Mutex<Vec<String>>,
     copiers: Copiers,
     undigested: Mutex<std::collections::VecDeque<Checksum>>,
+    /// Blobs whose digests could not be computed.
+    undigestible: Mutex<Undigestible>,
 }
 
 impl std::fmt::Debug for Vfs {
@@ -204,6 +212,7 @@ impl Vfs {
             descriptors: Descriptors::default(),
             owners: Mutex::default(),
             left: Mutex::default(),
+            swept: Mutex::default(),
             blob_reads: RwLock::default(),
             hand_overs: AtomicU64::new(0),
             mappings_move_mtime: store.status().file_system.is_none_or(|name| name != "tmpfs"),
@@ -223,6 +232,7 @@ impl Vfs {
             reports: Mutex::default(),
             copiers: Copiers::default(),
             undigested: Mutex::default(),
+            undigestible: Mutex::default(),
             store,
             options,
         }

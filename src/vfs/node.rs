@@ -213,6 +213,13 @@ impl Drop for Locked<'_> {
 /// Tables are split so that requests for different inodes rarely meet.
 const SHARDS: usize = 16;
 
+/// How long a sweep over the nodes waits, in all, for those that somebody holds.
+const SWEEP_PATIENCE: Duration = Duration::from_millis(50);
+
+/// Somebody holds the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held;
+
 /// The table of nodes.
 ///
 /// Lock order: a node (two nodes: smaller number first), then a checksum's latch, then `Vfs::owners`, then the index.
@@ -244,6 +251,33 @@ impl Nodes {
     pub fn existing(&self, ino: Ino) -> Option<Locked<'_>> {
         let node = self.shard(ino).lock().get(&ino).cloned()?;
         self.hold(ino, &node)
+    }
+
+    /// Locks the node of `ino`, making one if there is none; `None` while somebody holds it.
+    pub fn try_lock(&self, ino: Ino) -> Option<Locked<'_>> {
+        let node = self.shard(ino).lock().entry(ino).or_default().clone();
+        self.hold_until(ino, &node, Instant::now()).ok()?
+    }
+
+    /// Locks the node of `ino` if there is one and nobody holds it for longer than until `end`.
+    pub fn try_existing(&self, ino: Ino, end: Instant) -> Result<Option<Locked<'_>>, Held> {
+        let node = self.shard(ino).lock().get(&ino).cloned();
+        node.map_or(Ok(None), |node| self.hold_until(ino, &node, end))
+    }
+
+    /// Shows each of `inos` that has a node; the answer is those that somebody holds, who may be waiting for a disk: what
+    /// goes through all nodes must not wait with him.
+    pub fn sweep<'a>(&'a self, inos: Vec<Ino>, mut visit: impl FnMut(Locked<'a>)) -> Vec<Ino> {
+        // Most are held for a moment only, and all of them together are waited for that long.
+        let end = Instant::now() + SWEEP_PATIENCE;
+        let mut held = Vec::new();
+        for ino in inos {
+            match self.try_existing(ino, end) {
+                Ok(node) => node.into_iter().for_each(&mut visit),
+                Err(Held) => held.push(ino),
+            }
+        }
+        held
     }
 
     /// Locks two different nodes, neither of them between `put` and its commit; returned in the order asked for.
@@ -290,7 +324,20 @@ impl Nodes {
     }
 
     fn hold(&self, ino: Ino, node: &Arc<Mutex<State>>) -> Option<Locked<'_>> {
-        let guard = node.lock_arc();
+        self.alive(ino, node.lock_arc())
+    }
+
+    fn hold_until(
+        &self,
+        ino: Ino,
+        node: &Arc<Mutex<State>>,
+        end: Instant,
+    ) -> Result<Option<Locked<'_>>, Held> {
+        let guard = node.try_lock_arc_until(end).ok_or(Held)?;
+        Ok(self.alive(ino, guard))
+    }
+
+    fn alive(&self, ino: Ino, guard: ArcMutexGuard<RawMutex, State>) -> Option<Locked<'_>> {
         (!guard.dead).then_some(Locked { nodes: self, ino, guard })
     }
 }

@@ -446,6 +446,17 @@ impl Vfs {
         Ok(token.map(|token| Backing { token, source: Source::Blob(*sum), file_ino, owns: Some(*sum) }))
     }
 
+    /// Finds out whether the kernel takes files of the filestore for passthrough at all.
+    pub fn try_passthrough(&self, register: Register<'_>) {
+        if !self.passthrough() {
+            return;
+        }
+        match self.store.open_blob(&Checksum::EMPTY, 0) {
+            Ok(blob) => drop(self.register(blob.as_fd(), register)),
+            Err(error) => tracing::warn!("passthrough cannot be tried: {error}"),
+        }
+    }
+
     fn register(&self, file: BorrowedFd<'_>, register: Register<'_>) -> Option<Token> {
         match register(file) {
             Ok(token) => Some(token),

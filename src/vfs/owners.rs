@@ -4,6 +4,9 @@
 //! them: when that one is written, its readers have to see it, and those of the others must not. A mapping outlives the
 //! close of its descriptor without anybody being told, so an owner stays one until the file is seen to be unused.
 
+use std::collections::BTreeMap;
+use std::ops::Bound;
+
 use crate::change::{Ino, StagingName};
 use crate::checksum::Checksum;
 use crate::filestore::Latch;
@@ -109,21 +112,63 @@ impl Vfs {
         left.into_values().for_each(|name| self.retire_sealed(self.index.last_seq(), name));
     }
 
-    /// Lets go of former owners, and of former staging files, whose mappings are gone. A job does this.
+    /// Lets go of former owners, and of former staging files, whose mappings are gone: some in each round, in turn. A job
+    /// does this.
     pub fn sweep_owners(&self) -> Result<()> {
-        let left: Vec<Ino> = self.left.lock().keys().take(SWEEP_BATCH).copied().collect();
+        let (mut last_sum, mut last_ino) = *self.swept.lock();
+        let left = next_few(&self.left.lock(), &mut last_ino, |_| true);
         for ino in left {
-            let _node = self.nodes.lock(ino);
-            self.left_behind(ino);
-        }
-        let closed = |(sum, owner): (&Checksum, &Owner)| (!owner.open).then_some(*sum);
-        let sums: Vec<Checksum> = self.owners.lock().iter().filter_map(closed).take(SWEEP_BATCH).collect();
-        for sum in sums {
-            let latch = self.store.latch(&sum);
-            if self.owners.lock().get(&sum).is_some_and(|owner| !owner.open) {
-                self.blob_is_unused(&latch)?;
+            // One that somebody holds has its turn again.
+            if let Some(_node) = self.nodes.try_lock(ino) {
+                self.left_behind(ino);
             }
         }
-        Ok(())
+        let sums = next_few(&self.owners.lock(), &mut last_sum, |owner| !owner.open);
+        *self.swept.lock() = (last_sum, last_ino);
+        let mut failure = None;
+        for sum in sums {
+            let latch = self.store.latch(&sum);
+            if self.owners.lock().get(&sum).is_some_and(|owner| !owner.open)
+                && let Err(error) = self.blob_is_unused(&latch)
+            {
+                failure.get_or_insert(error);
+            }
+        }
+        failure.map_or(Ok(()), Err)
+    }
+}
+
+/// The next few keys behind `after` whose values are wanted; after the last ones it is the turn of the first.
+fn next_few<K: Copy + Ord, V>(
+    all: &BTreeMap<K, V>,
+    after: &mut Option<K>,
+    wanted: impl Fn(&V) -> bool,
+) -> Vec<K> {
+    let begin = after.map_or(Bound::Unbounded, Bound::Excluded);
+    let rest = all.range((begin, Bound::Unbounded)).filter(|(_, value)| wanted(value));
+    let few: Vec<K> = rest.map(|(key, _)| *key).take(SWEEP_BATCH).collect();
+    *after = few.last().copied().filter(|_| few.len() == SWEEP_BATCH);
+    few
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_have_their_turn_whoever_stays() {
+        let all: BTreeMap<usize, bool> = (0..3 * SWEEP_BATCH).map(|key| (key, key % 3 > 0)).collect();
+        let (mut seen, mut after) = (Vec::new(), None);
+        for _ in 0..3 {
+            seen.extend(next_few(&all, &mut after, |wanted| *wanted));
+        }
+        let wanted: Vec<usize> = all.iter().filter(|(_, wanted)| **wanted).map(|(key, _)| *key).collect();
+        assert_eq!(seen[..wanted.len()], wanted);
+        assert_eq!(seen.len(), wanted.len(), "the third round found the end");
+        assert_eq!(
+            next_few(&all, &mut after, |wanted| *wanted)[..9],
+            wanted[..9],
+            "and then it begins again"
+        );
     }
 }

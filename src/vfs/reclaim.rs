@@ -1,10 +1,11 @@
-//! Space comes back: blobs that no inode refers to leave the filestore, and then the index.
+//! Space comes back: blobs that no inode refers to leave the filestore, and then the index; set-aside bytes go after days.
 
 use std::time::Duration;
 
 use crate::change::{BlobRow, Change};
 use crate::failpoint;
-use crate::vfs::{Result, Vfs, now};
+use crate::filestore::{Aside, KEPT_FOR};
+use crate::vfs::{Error, GoOn, Result, Vfs, now};
 
 /// A blob stays this long after its last reference went: a build often writes the same content again at once.
 const KEEP: Duration = Duration::from_secs(10);
@@ -14,14 +15,17 @@ const BATCH: usize = 256;
 
 impl Vfs {
     /// Removes blobs that have had no reference for a while; the answer is blobs and bytes. A job does this.
-    pub fn reclaim(&self) -> Result<(u64, u64)> {
-        self.reclaim_older_than(KEEP)
+    pub fn reclaim(&self, go_on: GoOn<'_>) -> Result<(u64, u64)> {
+        self.reclaim_older_than(KEEP, go_on)
     }
 
     /// As `reclaim`, with a wait of its own.
-    pub fn reclaim_older_than(&self, keep: Duration) -> Result<(u64, u64)> {
+    pub fn reclaim_older_than(&self, keep: Duration, go_on: GoOn<'_>) -> Result<(u64, u64)> {
+        if self.options.read_only {
+            return Err(Error::ReadOnly);
+        }
         let (mut blobs, mut bytes) = (0, 0);
-        loop {
+        while go_on() {
             let before = now() - keep.as_nanos() as i64;
             let mut dead = self.index.unreferenced(before, BATCH)?;
             if dead.is_empty() {
@@ -57,6 +61,15 @@ impl Vfs {
             self.commit(&dead.iter().map(forget).collect::<Vec<_>>())?;
             failpoint::hit("reclaim.committed");
         }
+        Ok((blobs, bytes))
+    }
+
+    /// Deletes set-aside bytes after their time, and tells what they were. A job does this.
+    pub fn expire_aside(&self) -> Result<Vec<Aside>> {
+        if self.options.read_only {
+            return Err(Error::ReadOnly);
+        }
+        Ok(self.store.expire_aside(KEPT_FOR)?)
     }
 }
 

@@ -2,11 +2,33 @@
 
 use crate::change::{Change, Ino, Kind, ROOT};
 use crate::failpoint;
+use crate::index::Seq;
 use crate::vfs::node::Locked;
 use crate::vfs::{Error, Result, Vfs, is_reserved, now};
 
 /// Orphans ended in one commit.
 const REAP_BATCH: usize = 256;
+
+/// What became of the orphans that could be ended.
+#[derive(Default)]
+struct Reaped {
+    ended: usize,
+    /// Those for the next round.
+    later: Vec<Ino>,
+    /// The first of what went wrong.
+    failure: Option<Error>,
+}
+
+impl Reaped {
+    /// What a step brought; when it failed, the orphans it was about are for the next round, and the others go on.
+    fn unless_failed<T>(&mut self, inos: &[Ino], step: Result<T>) -> Option<T> {
+        step.map_err(|error| {
+            self.later.extend(inos);
+            self.failure.get_or_insert(error);
+        })
+        .ok()
+    }
+}
 
 impl Vfs {
     /// Removes a name of anything but a directory.
@@ -74,73 +96,77 @@ impl Vfs {
         !self.reapable.lock().is_empty()
     }
 
-    /// Sets aside bytes that could not be sealed, before the rows that name them go.
-    fn keep_failed(&self, nodes: &[Locked<'_>]) -> Result<()> {
-        for node in nodes {
-            let Some(staged) = &node.staged else { continue };
-            if let Some(why) = &staged.row.failed {
-                self.set_aside(staged.row.file, &format!("inode {}, removed since: {why}", node.ino()))?;
-                // A crash here leaves an orphan whose bytes are set aside.
-                failpoint::hit("reap.kept");
-            }
+    /// Sets aside bytes that could not be sealed, before the row that names them goes.
+    fn keep_failed(&self, node: &Locked<'_>) -> Result<()> {
+        let Some(staged) = &node.staged else { return Ok(()) };
+        if let Some(why) = &staged.row.failed {
+            self.set_aside(staged.row.file, &format!("inode {}, removed since: {why}", node.ino()))?;
+            // A crash here leaves an orphan whose bytes are set aside.
+            failpoint::hit("reap.kept");
         }
         Ok(())
     }
 
     /// Ends orphans that are closed and forgotten; the answer is how many. A job does this.
     pub fn reap(&self) -> Result<usize> {
-        let mut ended = 0;
-        let mut later = Vec::new();
+        let mut reaped = Reaped::default();
         loop {
-            let batch: Vec<Ino> = {
-                let mut reapable = self.reapable.lock();
-                let keep = reapable.len().saturating_sub(REAP_BATCH);
-                reapable.split_off(keep)
-            };
+            let batch = self.next_reapable();
             if batch.is_empty() {
-                self.reapable.lock().extend(later);
-                return Ok(ended);
+                break;
             }
-            let mut nodes = Vec::with_capacity(batch.len());
-            let mut sorted = batch.clone();
-            sorted.sort_unstable();
-            sorted.dedup();
-            for ino in sorted {
-                let Some(node) = self.nodes.existing(ino) else { continue };
-                if node.putting {
-                    // Not waited for with other nodes locked; the next round finds it again.
-                    later.push(ino);
-                } else if node.orphan && node.opens == 0 {
-                    nodes.push(node);
-                }
+            self.reap_batch(batch, &mut reaped);
+        }
+        self.reapable.lock().extend(reaped.later);
+        reaped.failure.map_or(Ok(reaped.ended), Err)
+    }
+
+    /// Takes some of those that can be ended.
+    fn next_reapable(&self) -> Vec<Ino> {
+        let mut reapable = self.reapable.lock();
+        let keep = reapable.len().saturating_sub(REAP_BATCH);
+        let mut batch = reapable.split_off(keep);
+        batch.sort_unstable();
+        batch.dedup();
+        batch
+    }
+
+    /// Ends those of `batch`, which is in order, that can be ended now.
+    fn reap_batch(&self, batch: Vec<Ino>, reaped: &mut Reaped) {
+        let mut nodes = Vec::with_capacity(batch.len());
+        let held = self.nodes.sweep(batch, |node| {
+            if node.putting {
+                // Not waited for with other nodes locked.
+                reaped.later.push(node.ino());
+            } else if node.orphan && node.opens == 0 {
+                nodes.push(node);
             }
-            let changes: Vec<Change> = nodes.iter().map(|node| Change::Reap { ino: node.ino() }).collect();
-            if changes.is_empty() {
-                continue;
+        });
+        reaped.later.extend(held);
+        nodes.retain(|node| reaped.unless_failed(&[node.ino()], self.keep_failed(node)).is_some());
+        if nodes.is_empty() {
+            return;
+        }
+        let inos: Vec<Ino> = nodes.iter().map(Locked::ino).collect();
+        let changes: Vec<Change> = inos.iter().map(|ino| Change::Reap { ino: *ino }).collect();
+        let Some(seq) = reaped.unless_failed(&inos, self.commit(&changes)) else { return };
+        // A crash here leaves nothing of the inode but its staging file, which no row names.
+        failpoint::hit("reap.committed");
+        reaped.ended += nodes.len();
+        nodes.iter_mut().for_each(|node| self.end_orphan(node, seq));
+    }
+
+    /// Forgets an inode that is no more since the commit `seq`.
+    fn end_orphan(&self, node: &mut Locked<'_>, seq: Seq) {
+        node.orphan = false;
+        if let Some(mut staged) = node.staged.take() {
+            self.end_staged(&mut staged);
+            if staged.row.failed.is_none() {
+                self.retire(seq, staged.row.file);
             }
-            self.keep_failed(&nodes)?;
-            let seq = match self.commit(&changes) {
-                Ok(seq) => seq,
-                Err(error) => {
-                    self.reapable.lock().extend(batch);
-                    return Err(error);
-                }
-            };
-            // A crash here leaves nothing of the inode but its staging file, which no row names.
-            failpoint::hit("reap.committed");
-            ended += nodes.len();
-            for node in &mut nodes {
-                node.orphan = false;
-                if let Some(mut staged) = node.staged.take() {
-                    self.end_staged(&mut staged);
-                    if staged.row.failed.is_none() {
-                        self.retire(seq, staged.row.file);
-                    }
-                }
-                if let Some(clone) = node.clone.take() {
-                    self.retire(seq, clone.file);
-                }
-            }
+        }
+        if let Some(clone) = node.clone.take() {
+            self.retire(seq, clone.file);
         }
     }
 }

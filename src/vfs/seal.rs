@@ -18,7 +18,7 @@ use crate::filestore::{self, Latch, Staged as ToPut};
 use crate::sys::lease::{Lease, is_unused, read_lease};
 use crate::vfs::node::{Locked, Serving, Source};
 use crate::vfs::stage::UNTOUCHED;
-use crate::vfs::{Error, Result, Vfs};
+use crate::vfs::{Error, GoOn, Result, Vfs};
 
 /// How long a file stays Closed before it is sealed unasked: most of what a build writes is gone by then.
 pub const SEAL_AFTER: Duration = Duration::from_millis(1000);
@@ -35,6 +35,9 @@ const LEASE_PAUSE: Duration = Duration::from_micros(100);
 
 /// Longest pause between two tries to seal a file.
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// How long a batch waits for a file that somebody else holds.
+const HELD_MAX: Duration = Duration::from_secs(1);
 
 /// A seal that is hashing.
 #[derive(Debug, Default)]
@@ -64,6 +67,15 @@ struct Found {
     used: bool,
 }
 
+/// Whether bytes can be stored under their name.
+enum Put {
+    Now,
+    /// It was told to end before it knew.
+    Later,
+    /// They cannot, and why.
+    Never(String),
+}
+
 /// A file that was hashed and waits for its put.
 struct Hashed {
     ino: Ino,
@@ -79,22 +91,10 @@ impl Vfs {
             return Vec::new();
         }
         let mut ready: Vec<(Instant, Ino)> = Vec::new();
-        for ino in self.nodes.inos() {
-            let Some(node) = self.nodes.existing(ino) else { continue };
-            let Some(staged) = &node.staged else { continue };
-            let Some(closed) = staged.closed else { continue };
-            if node.writers > 0 || node.orphan || node.putting || staged.row.failed.is_some() {
-                continue;
-            }
-            let pause = if staged.attempts == 0 {
-                age
-            } else {
-                SEAL_AFTER.saturating_mul(1 << staged.attempts.min(6)).min(RETRY_PAUSE_MAX).max(age)
-            };
-            if closed.elapsed() >= pause {
-                ready.push((closed, ino));
-            }
-        }
+        // What somebody holds is looked at again in the next round.
+        self.nodes.sweep(self.nodes.inos(), |node| {
+            ready.extend(ready_since(&node, age).map(|closed| (closed, node.ino())));
+        });
         ready.sort_unstable();
         ready.truncate(limit);
         ready.into_iter().map(|(_, ino)| ino).collect()
@@ -114,7 +114,7 @@ impl Vfs {
                     return Err(Error::Failed { ino, why: why.clone() });
                 }
             }
-            self.seal(&[ino])?;
+            self.seal(&[ino], &|| true)?;
             // Somebody else may be hashing it, or a mapping may still be writable for a moment.
             let waiting = self.nodes.existing(ino).is_some_and(|n| n.sealing.is_some());
             if !waiting {
@@ -126,14 +126,14 @@ impl Vfs {
     }
 
     /// Seals what can be sealed of `inos`; the answer is how many were. An error is of the first that failed; the files it
-    /// concerns stay Closed and are tried again.
-    pub fn seal(&self, inos: &[Ino]) -> Result<usize> {
+    /// concerns stay Closed and are tried again. When it is told to end, what is hashed by then is put and committed.
+    pub fn seal(&self, inos: &[Ino], go_on: GoOn<'_>) -> Result<usize> {
         let mut sealed = 0;
         let mut failure = None;
         let mut hashed = Vec::new();
         let mut bytes = 0;
-        for ino in inos {
-            match self.hash(*ino) {
+        for ino in inos.iter().take_while(|_| go_on()) {
+            match self.hash(*ino, go_on) {
                 Ok(Some(one)) => {
                     bytes += one.found.digest.size;
                     hashed.push(one);
@@ -145,18 +145,20 @@ impl Vfs {
                 }
             }
             if bytes > SEAL_BATCH_BYTES {
-                sealed += self.put_and_commit(std::mem::take(&mut hashed), &mut failure);
+                sealed += self.put_and_commit(std::mem::take(&mut hashed), go_on, &mut failure);
                 bytes = 0;
             }
         }
-        sealed += self.put_and_commit(hashed, &mut failure);
+        sealed += self.put_and_commit(hashed, go_on, &mut failure);
         failure.map_or(Ok(sealed), Err)
     }
 
     /// Leases and hashes one Closed file; `None` when there is nothing to put.
-    fn hash(&self, ino: Ino) -> Result<Option<Hashed>> {
+    fn hash(&self, ino: Ino, go_on: GoOn<'_>) -> Result<Option<Hashed>> {
         let (file, sealing) = {
-            let Some(mut node) = self.nodes.existing(ino) else { return Ok(None) };
+            // Whoever holds it for long waits for a disk, perhaps: the other files of the batch do not wait with him.
+            let node = self.nodes.try_existing(ino, Instant::now() + HELD_MAX);
+            let Ok(Some(mut node)) = node else { return Ok(None) };
             if node.putting || node.sealing.is_some() || node.writers > 0 || node.orphan {
                 return Ok(None);
             }
@@ -172,10 +174,13 @@ impl Vfs {
             node.sealing = Some(sealing.clone());
             (file, sealing)
         };
-        let result = self.lease_and_hash(ino, file, &sealing);
+        let result = self.lease_and_hash(ino, file, &sealing, go_on);
         if !matches!(result, Ok(Some(_))) {
+            // Whoever cancelled it took it out of the node, and may hold that for as long as a disk takes.
+            let theirs = sealing.is_cancelled();
             sealing.cancel();
-            if let Some(mut node) = self.nodes.existing(ino)
+            if !theirs
+                && let Some(mut node) = self.nodes.existing(ino)
                 && node.sealing.as_ref().is_some_and(|s| Arc::ptr_eq(s, &sealing))
             {
                 node.sealing = None;
@@ -185,7 +190,13 @@ impl Vfs {
         Ok(found.map(|found| Hashed { ino, file, found, sealing }))
     }
 
-    fn lease_and_hash(&self, ino: Ino, file: StagingName, sealing: &Sealing) -> Result<Option<Found>> {
+    fn lease_and_hash(
+        &self,
+        ino: Ino,
+        file: StagingName,
+        sealing: &Sealing,
+        go_on: GoOn<'_>,
+    ) -> Result<Option<Found>> {
         self.descriptors.forget_staging(file);
         let used = !is_unused(self.store.open_staging(file)?)
             .map_err(Error::io(format!("take a lease on staging file {file}")))?;
@@ -200,10 +211,13 @@ impl Vfs {
         }
         let reader = self.store.open_staging(file)?;
         let what = || Error::io(format!("read staging file {file}"));
-        let Some(digest) = reader.digest(|| !sealing.is_cancelled()).map_err(what())? else {
+        let Some(digest) = reader.digest(|| !sealing.is_cancelled() && go_on()).map_err(what())? else {
             return Ok(None);
         };
         failpoint::hit("seal.hashed");
+        if sealing.is_cancelled() {
+            return Ok(None);
+        }
         let Some(node) = self.nodes.existing(ino) else { return Ok(None) };
         let Some(staged) = &node.staged else { return Ok(None) };
         if sealing.is_cancelled() || staged.row.file != file {
@@ -272,7 +286,7 @@ impl Vfs {
     /// Puts and commits a batch; files that cannot be sealed for good are marked, the rest stay Closed on failure.
     ///
     /// All nodes are marked before the first latch is taken: whoever holds a node that is not marked may wait for a latch.
-    fn put_and_commit(&self, batch: Vec<Hashed>, failure: &mut Option<Error>) -> usize {
+    fn put_and_commit(&self, batch: Vec<Hashed>, go_on: GoOn<'_>, failure: &mut Option<Error>) -> usize {
         let mut by_sum: BTreeMap<Checksum, Vec<Hashed>> = BTreeMap::new();
         for mut one in batch {
             if self.begin_put(&mut one) {
@@ -285,12 +299,13 @@ impl Vfs {
             let first = accepted.len();
             for one in files {
                 let verdict = match accepted.get(first) {
-                    Some(twin) if twin.found.digest != one.found.digest => Ok(Some(collision(&sum))),
-                    _ => self.clear_for_put(latch, &one.found.digest),
+                    Some(twin) if twin.found.digest != one.found.digest => Ok(Put::Never(collision(&sum))),
+                    _ => self.clear_for_put(latch, &one.found.digest, go_on),
                 };
                 match verdict {
-                    Ok(None) => accepted.push(one),
-                    Ok(Some(why)) => self.fail_seal(one.ino, &why),
+                    Ok(Put::Now) => accepted.push(one),
+                    Ok(Put::Later) => self.abandon(&one),
+                    Ok(Put::Never(why)) => self.fail_seal(one.ino, &why),
                     Err(error) => {
                         self.abandon(&one);
                         failure.get_or_insert(error);
@@ -353,6 +368,9 @@ impl Vfs {
 
     /// Marks a file as being put; false when a writer came first.
     fn begin_put(&self, one: &mut Hashed) -> bool {
+        if one.sealing.is_cancelled() {
+            return false;
+        }
         let Some(mut node) = self.nodes.existing(one.ino) else { return false };
         let ours = node.sealing.as_ref().is_some_and(|sealing| Arc::ptr_eq(sealing, &one.sealing));
         if !ours {
@@ -452,19 +470,21 @@ impl Vfs {
 
     /// As `collides`, before a put. Where the index cannot tell (a blob that was adopted and never read, or left behind by
     /// a put that was not committed), the stored bytes do; what is not what its name says makes room.
-    fn clear_for_put(&self, latch: &Latch<'_>, digest: &Digest) -> Result<Option<String>> {
+    fn clear_for_put(&self, latch: &Latch<'_>, digest: &Digest, go_on: GoOn<'_>) -> Result<Put> {
         let sum = &digest.checksum;
         if self.index.blob(sum)?.is_some_and(|row| row.blake3.is_some()) {
-            return self.collides(digest);
+            return Ok(self.collides(digest)?.map_or(Put::Now, Put::Never));
         }
-        let Some(size) = self.store.stat_blob(sum)? else { return Ok(None) };
+        let Some(size) = self.store.stat_blob(sum)? else { return Ok(Put::Now) };
         let blob = self.store.open_blob(sum, size)?;
         let what = Error::io(format!("read blob {sum}"));
-        match blob.digest(|| true).map_err(what)? {
-            Some(found) if found.checksum == *sum => Ok((found != *digest).then(|| collision(sum))),
-            _ => {
+        match blob.digest(go_on).map_err(what)? {
+            None => Ok(Put::Later),
+            Some(found) if found == *digest => Ok(Put::Now),
+            Some(found) if found.checksum == *sum => Ok(Put::Never(collision(sum))),
+            Some(_) => {
                 self.store.remove_blob(latch)?;
-                Ok(None)
+                Ok(Put::Now)
             }
         }
     }
@@ -512,6 +532,20 @@ impl Vfs {
             reports.push(line);
         }
     }
+}
+
+/// Since when a file is Closed that may be sealed now: `age` after its close, and later after tries in vain.
+fn ready_since(node: &Locked<'_>, age: Duration) -> Option<Instant> {
+    let staged = node.staged.as_ref()?;
+    let closed = staged.closed?;
+    if node.writers > 0 || node.orphan || node.putting || staged.row.failed.is_some() {
+        return None;
+    }
+    let pause = match staged.attempts {
+        0 => age,
+        attempts => SEAL_AFTER.saturating_mul(1 << attempts.min(6)).min(RETRY_PAUSE_MAX).max(age),
+    };
+    (closed.elapsed() >= pause).then_some(closed)
 }
 
 fn postpone(node: &mut Locked<'_>) {

@@ -16,7 +16,7 @@ use crate::sys::content as sys;
 use crate::sys::file::copy_range;
 use crate::vfs::descriptors::Reader;
 use crate::vfs::node::{Locked, Serving, Source, Staged};
-use crate::vfs::{Error, Result, Vfs};
+use crate::vfs::{Error, GoOn, Result, Vfs};
 
 /// mtime of a staging file that no write touched since the times of its version were set: one second after 1970, which no
 /// write can leave behind, on file systems that keep whole seconds only as well.
@@ -315,9 +315,10 @@ impl Vfs {
     }
 
     /// Unlinks what `let_go` kept, and the blobs that only a put without a commit has made. A job does this.
-    pub fn settle_half_put(&self) {
-        let names = std::mem::take(&mut *self.half_put.lock());
-        for name in names {
+    pub fn settle_half_put(&self, go_on: GoOn<'_>) {
+        // Those that are left at the end of the daemon are strays, of which the next recovery takes care.
+        while go_on() {
+            let Some(name) = self.half_put.lock().pop() else { return };
             match self.take_back_put(name) {
                 Ok(()) => self.give_up_staging(name),
                 Err(error) => {

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use crate::change::Ino;
 use crate::checksum::Checksum;
 use crate::vfs::Vfs;
+use crate::vfs::node::Locked;
 
 /// A file whose bytes cannot be sealed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +29,8 @@ pub struct Status {
     pub closed: u64,
     /// Bytes of those.
     pub closed_bytes: u64,
+    /// Files that somebody is working on just now, whose state is not in the other numbers.
+    pub held: u64,
     /// Removed files that are still in use.
     pub orphans: u64,
     /// Open files.
@@ -59,22 +62,23 @@ impl Vfs {
             durability: self.options.durability.name(),
             ..Status::default()
         };
-        for ino in self.nodes.inos() {
-            let Some(node) = self.nodes.existing(ino) else { continue };
-            status.open += u64::from(node.opens > 0);
-            status.orphans += u64::from(node.orphan);
-            let Some(staged) = &node.staged else { continue };
-            status.dirty += u64::from(staged.closed.is_none());
-            if let Some(why) = &staged.row.failed {
-                let path = self.index.path(ino).ok().flatten().unwrap_or_default();
-                status.unsealable.push(Unsealable {
-                    ino,
-                    path: String::from_utf8_lossy(&path).into_owned(),
-                    staging: staged.row.file.to_string(),
-                    why: why.clone(),
-                });
-            }
-        }
+        let held = self.nodes.sweep(self.nodes.inos(), |node| self.count(&node, &mut status));
+        status.held = held.len() as u64;
         status
+    }
+
+    fn count(&self, node: &Locked<'_>, status: &mut Status) {
+        status.open += u64::from(node.opens > 0);
+        status.orphans += u64::from(node.orphan);
+        let Some(staged) = &node.staged else { return };
+        status.dirty += u64::from(staged.closed.is_none());
+        let Some(why) = &staged.row.failed else { return };
+        let path = self.index.path(node.ino()).ok().flatten().unwrap_or_default();
+        status.unsealable.push(Unsealable {
+            ino: node.ino(),
+            path: String::from_utf8_lossy(&path).into_owned(),
+            staging: staged.row.file.to_string(),
+            why: why.clone(),
+        });
     }
 }

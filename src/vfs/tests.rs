@@ -24,6 +24,8 @@ use crate::change::{FIRST_INO, Kind};
 use crate::filestore;
 use crate::index::Init;
 
+mod upkeep;
+
 const ID: [u8; 16] = [7; 16];
 
 fn options(passthrough: bool) -> Options {
@@ -311,16 +313,16 @@ fn answer(vfs: &Vfs, ask: Ask, refuse: bool) -> Result<()> {
         }
         Ask::RemoveXattr(ino, name) => vfs.remove_xattr(ino, &name),
         Ask::Checksums(ino) => vfs.checksums(ino).map(drop),
-        Ask::Seal(inos) => vfs.seal(&inos).map(drop),
+        Ask::Seal(inos) => vfs.seal(&inos, &|| true).map(drop),
         Ask::Job(0) => vfs.force(Duration::ZERO, Duration::ZERO),
         Ask::Job(1) => vfs.reap().map(drop),
-        Ask::Job(2) => vfs.reclaim_older_than(Duration::ZERO).map(drop),
+        Ask::Job(2) => vfs.reclaim_older_than(Duration::ZERO, &|| true).map(drop),
         Ask::Job(3) => vfs.write_atimes(),
         Ask::Job(4) => vfs.sweep_owners(),
-        Ask::Job(5) => vfs.publish_some_digests().map(drop),
+        Ask::Job(5) => vfs.publish_some_digests(&|| true).map(drop),
         Ask::Job(_) => {
             vfs.status();
-            vfs.seal(&vfs.sealable(Duration::ZERO, 100)).map(drop)
+            vfs.seal(&vfs.sealable(Duration::ZERO, 100), &|| true).map(drop)
         }
     }
 }
@@ -392,7 +394,7 @@ fn a_blob_s_file_is_written_only_after_its_staging_name_is_gone() {
         let ino = made.inode.ino;
         vfs.write(ino, 0, &[u8::from(truncate); 50_000], false).unwrap();
         vfs.release(ino, write);
-        assert_eq!(vfs.seal(&[ino]).unwrap(), 1);
+        assert_eq!(vfs.seal(&[ino], &|| true).unwrap(), 1);
         assert_eq!(vfs.store.staging_names().unwrap().len(), 1, "the commit is not durable yet");
         // A reader that the kernel serves from the blob's file is there when the writer comes.
         vfs.open(&me, ino, read, &register(false)).unwrap();
@@ -443,7 +445,7 @@ fn a_staging_file_of_two_names_takes_no_other_file_s_blob_along() {
 
     // The blob goes with the staging file that it is, when nothing names either.
     vfs.let_go(other);
-    vfs.settle_half_put();
+    vfs.settle_half_put(&|| true);
     assert_eq!(vfs.store.stat_blob(&sum).unwrap(), None);
     verify(&dir, vfs);
 }
@@ -468,7 +470,7 @@ proptest! {
                 let (made, _) = vfs.create(&me, parent, b"b", (0o6755, 0), write, &register(refuse)).unwrap();
                 vfs.write(made.inode.ino, 0, &[3; 50_000], false).unwrap();
                 vfs.release(made.inode.ino, write);
-                vfs.seal(&[made.inode.ino]).unwrap();
+                vfs.seal(&[made.inode.ino], &|| true).unwrap();
                 files.push(made.inode.ino);
             }
             assert_eq!([repo, inner, files[0], files[1]], [0, 2, 4, 7].map(|n| FIRST_INO + n), "see `ino`");

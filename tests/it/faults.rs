@@ -8,12 +8,15 @@ use std::io;
 use std::os::fd::IntoRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::thread;
 
 use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::data::{noise, rw};
-use crate::harness::{Fails, Mode, Steered, eventually, guarded};
+use crate::harness::{Fails, Mode, Steered, eventually, guarded, sha1};
 
 /// Makes a #[test] in each mode of each named `fn(&World)`, on a mounted depot without a durability of its own.
 macro_rules! worlds {
@@ -34,7 +37,7 @@ worlds! {
     a_staging_file_that_cannot_be_made, a_copy_that_cannot_be_made, an_fsync_that_failed_is_never_done,
     an_index_that_is_not_forced, an_index_that_cannot_be_written, a_database_that_cannot_be_written, a_full_index_still_removes, a_log_that_is_not_copied_back,
     a_seal_that_fails_is_tried_again, a_blob_that_cannot_be_read, a_slow_fsync_holds_up_nobody,
-    a_slow_index_holds_up_no_names,
+    a_slow_index_holds_up_no_names, an_open_on_a_stuck_disk_holds_up_nobody,
 }
 
 /// A mounted depot with a bystander, whom no fault concerns.
@@ -395,6 +398,74 @@ fn a_slow_index_holds_up_no_names(world: &World) {
             assert_eq!(fs::metadata(world.path("slow")).unwrap().len(), 4);
         },
     );
+}
+
+fn an_open_on_a_stuck_disk_holds_up_nobody(world: &World) {
+    let slow = world.sealed("slow", &noise(1, 5000));
+    while_held(
+        world,
+        "dirty.copied",
+        || OpenOptions::new().write(true).open(&slow)?.write_all_at(b"slow", 0),
+        || {
+            let depot = &world.depot;
+            assert_eq!(depot.depot.status()["pending"]["held"], 1);
+            assert!(
+                depot.depot.cli(&["metrics", depot.depot.dir_str()]).ok().contains("depotfs_closed_files")
+            );
+            fs::write(world.path("other"), "other").unwrap();
+            eventually("another file to be sealed", || depot.depot.blobs().contains(&sha1(b"other")));
+            depot.set("dirty.copied=hold\nseal.leased=hold");
+            fs::write(world.path("third"), "third").unwrap();
+            eventually("another file to be forced", || depot.hits().contains("force.recorded"));
+            eventually("and the names", || depot.hits().contains("force.synced"));
+        },
+    );
+    assert_eq!(&fs::read(&slow).unwrap()[..4], b"slow");
+}
+
+/// A job that hangs must not keep the daemon, and its lock, for ever.
+#[test]
+fn an_end_waits_for_no_job_for_ever() {
+    guarded(|| {
+        let depot = Steered::new(Mode::Passthrough, "");
+        depot.mount();
+        depot.set("force.synced=hold*1");
+        eventually("the job to be held", || depot.fired("force.synced") > 0);
+        fs::write(depot.depot.path("repo/file"), "bytes").unwrap();
+        depot.umount();
+        assert_eq!(depot.depot.blobs(), [sha1(b"bytes")]);
+        assert_eq!(depot.depot.staging(), Vec::<String>::new());
+        assert!(depot.depot.log().contains("not ended in time"), "{}", depot.depot.log());
+        depot.clear();
+        depot.depot.check();
+    });
+}
+
+#[test]
+fn a_last_flush_that_fails_shows_in_the_exit_code() {
+    guarded(|| {
+        for busy in [false, true] {
+            let depot = Steered::new(Mode::Passthrough, "");
+            let args = ["mount", depot.depot.dir_str(), depot.depot.mountpoint_str(), "-f"];
+            let mut daemon = depot.command(&args).stderr(Stdio::null()).spawn().unwrap();
+            let path = depot.depot.path("repo/file");
+            eventually("the mount", || depot.depot.path("repo").is_dir());
+            let file = rw(&path);
+            file.write_all_at(b"bytes", 0).unwrap();
+            depot.set("index.force=error:EIO\ndb.sync=error:EIO");
+            fs::create_dir(depot.depot.path("repo/not-forced")).unwrap();
+            let user = busy.then_some(file);
+            kill(Pid::from_raw(daemon.id() as i32), Signal::SIGTERM).unwrap();
+            eventually("the daemon to end", || daemon.try_wait().unwrap().is_some());
+            assert_eq!(daemon.wait().unwrap().code(), Some(1), "busy: {busy}");
+            drop(user);
+            depot.clear();
+            depot.mount();
+            assert_eq!(fs::read(&path).unwrap(), b"bytes");
+            depot.umount();
+            depot.depot.check();
+        }
+    });
 }
 
 /// Writes come to the daemon in this mode only; by passthrough they are the kernel's, which tells their errors itself.

@@ -2,10 +2,12 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
@@ -367,12 +369,12 @@ fn passthrough_that_is_insisted_on() {
 fn a_read_only_mount_changes_nothing() {
     on_depot(|depot| {
         depot.mount();
-        fs::create_dir(depot.path("repo")).unwrap();
-        fs::write(depot.path("repo/file"), "bytes").unwrap();
-        depot.umount();
+        let (gone, aside) = leave_work_for_every_job(depot);
+        let before = files_below(&depot.dir.join("filestore"));
         depot.mount_with("ro").ok();
         let path = depot.path("repo/file");
         assert_eq!(fs::read(&path).unwrap(), b"bytes");
+        assert_eq!(fs::read(depot.path("repo/unsealed")).unwrap(), b"not sealed yet");
         OpenOptions::new().write(true).open(&path).fails(Errno::EROFS);
         File::create(depot.path("repo/new")).fails(Errno::EROFS);
         fs::remove_file(&path).fails(Errno::EROFS);
@@ -381,9 +383,152 @@ fn a_read_only_mount_changes_nothing() {
         crate::sys::setxattr(&path, "user.x", b"y", 0).fails(Errno::EROFS);
         let flags = nix::sys::statvfs::statvfs(&depot.mountpoint).unwrap().flags();
         assert!(flags.contains(nix::sys::statvfs::FsFlags::ST_RDONLY));
-        depot.umount();
+        let ticks = processor_ticks(depot.pid());
+        std::thread::sleep(Duration::from_secs(2));
+        let ticks = processor_ticks(depot.pid()) - ticks;
+        assert!(ticks < 50, "{ticks} hundredths of a second of 2 s for nothing");
+        let ran = depot.cli(&["umount", depot.mountpoint_str()]);
+        assert_eq!(ran.err, "");
+        ran.ok();
+        assert_eq!(files_below(&depot.dir.join("filestore")), before);
+        let log = depot.log();
+        assert!(!log.contains("ERROR") && !log.contains("read-only"), "{log}");
         depot.mount();
         fs::write(&path, "changed").unwrap();
+        eventually("the work that was there to be done", || !gone.exists() && !aside.exists());
+    });
+}
+
+/// A mounted depot is killed with a dead blob, blobs without digests, an unsealed file and set-aside bytes whose time is
+/// over; where the dead blob and those bytes are.
+fn leave_work_for_every_job(depot: &Depot) -> (PathBuf, PathBuf) {
+    fs::create_dir(depot.path("repo")).unwrap();
+    fs::write(depot.path("repo/file"), "bytes").unwrap();
+    fs::write(depot.path("repo/gone"), "gone").unwrap();
+    depot.flush();
+    fs::remove_file(depot.path("repo/gone")).unwrap();
+    depot.flush();
+    fs::write(depot.path("repo/unsealed"), "not sealed yet").unwrap();
+    depot.kill();
+    let index = rusqlite::Connection::open(depot.dir.join("index.db")).unwrap();
+    let dead = index.execute("UPDATE blob SET since = 1 WHERE refs = 0 AND size > 0", []).unwrap();
+    assert_eq!(dead, 1);
+    index.execute("UPDATE blob SET sha256 = NULL, md5 = NULL WHERE size > 0", []).unwrap();
+    let aside = depot.dir.join("filestore/_aside/00000000000000aa");
+    fs::write(&aside, "kept too long").unwrap();
+    sh("/", &format!("touch -d '15 days ago' {}", aside.display()));
+    (depot.blob(&sha1(b"gone")), aside)
+}
+
+/// Paths, sizes, times and numbers of all files below a directory; a mount tries in it what the disk can.
+fn files_below(dir: &Path) -> String {
+    sh(dir, "find . -type f -printf '%p %s %i %T@\n' | sort")
+}
+
+/// Hundredths of a second that a process has computed.
+fn processor_ticks(pid: i32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let (_, fields) = stat.rsplit_once(") ").unwrap();
+    fields.split(' ').skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum()
+}
+
+#[test]
+fn a_daemon_whose_socket_is_gone_ends() {
+    on_depot(|depot| {
+        depot.mount();
+        fs::create_dir(depot.path("repo")).unwrap();
+        fs::write(depot.path("repo/file"), "bytes").unwrap();
+        eventually("the close to get there", || depot.status()["pending"]["dirty"] == 0);
+        fs::remove_file(depot.dir.join("control.sock")).unwrap();
+        depot.umount();
+        assert_eq!(depot.daemons(), Vec::<i32>::new());
+        assert_eq!(depot.blobs(), [sha1(b"bytes")]);
+    });
+}
+
+#[test]
+fn a_forced_umount_leaves_no_dead_mount() {
+    on_depot(|depot| {
+        depot.mount();
+        fs::create_dir(depot.path("repo")).unwrap();
+        let file = rw(&depot.path("repo/file"));
+        file.write_all_at(b"bytes", 0).unwrap();
+        // It is busy, and so it stays; but the kernel has let go of the daemon.
+        run_command(Command::new("umount").args(["-f", depot.mountpoint_str()]));
+        eventually("the daemon to end", || depot.daemons().is_empty());
+        assert!(!depot.is_mounted());
+        drop(file);
+        depot.mount();
+        assert_eq!(fs::read(depot.path("repo/file")).unwrap(), b"bytes");
+    });
+}
+
+/// Told to stop, the daemon serves a busy mount for some seconds more.
+#[test]
+fn mappings_stay_those_of_their_files_until_the_end() {
+    on_depot(|depot| {
+        depot.mount();
+        fs::create_dir(depot.path("repo")).unwrap();
+        fs::write(depot.path("repo/twin"), noise(7, 50_000)).unwrap();
+        depot.flush();
+        let path = depot.path("repo/file");
+        fs::write(&path, noise(7, 50_000)).unwrap();
+        let reader = File::open(&path).unwrap();
+        // Sealed while it is open, as a content that is stored already: its mapping is of a file of its own.
+        depot.flush();
+        let map = crate::sys::Map::shared_readonly(&reader, 50_000).unwrap();
+        drop(reader);
+        depot.flush();
+        let dir = File::open(depot.path("repo")).unwrap();
+        kill(Pid::from_raw(depot.pid()), Signal::SIGTERM).unwrap();
+        eventually("the mount to be detached", || !depot.is_mounted());
+        let detached = format!("/proc/self/fd/{}/file", dir.as_raw_fd());
+        OpenOptions::new().write(true).open(detached).unwrap().write_all_at(b"changed", 0).unwrap();
+        assert_eq!(map.read(0, 7), b"changed");
+        drop((map, dir));
+        eventually("the daemon to end", || depot.daemons().is_empty());
+        depot.mount();
+        assert_eq!(fs::read(&path).unwrap()[..7], *b"changed");
+        assert!(fs::read(depot.path("repo/twin")).unwrap() == noise(7, 50_000));
+    });
+}
+
+/// A file system over another one, which the kernel does not pass through to; gone with this.
+struct Stacked(PathBuf);
+
+impl Stacked {
+    fn new(scratch: &Path) -> Stacked {
+        let at = scratch.join("stacked");
+        let script = "mkdir lower upper work stacked
+            mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work stacked";
+        sh(scratch, script);
+        Stacked(at)
+    }
+}
+
+impl Drop for Stacked {
+    fn drop(&mut self) {
+        run_command(Command::new("umount").arg("-l").arg(&self.0));
+    }
+}
+
+#[test]
+fn passthrough_that_does_not_work_is_an_error_where_it_is_insisted_on() {
+    on_depot(|depot| {
+        let stacked = Stacked::new(depot.scratch());
+        let dir = depot.scratch().join("other");
+        let dir = dir.to_str().unwrap();
+        let store = format!("file-system.dir={}/blobs", stacked.0.display());
+        depot.cli(&["init", dir, "--set", &store]).ok();
+        let err = depot.cli(&["mount", dir, depot.mountpoint_str(), "-o", "passthrough=on"]).fails(1);
+        assert!(err.contains("passthrough=on") && err.contains("the kernel refuses it"), "{err}");
+        assert!(!depot.is_mounted());
+        depot.cli(&["mount", dir, depot.mountpoint_str()]).ok();
+        fs::create_dir(depot.path("repo")).unwrap();
+        fs::write(depot.path("repo/file"), noise(1, 100_000)).unwrap();
+        assert!(fs::read(depot.path("repo/file")).unwrap() == noise(1, 100_000));
+        depot.cli(&["umount", depot.mountpoint_str()]).ok();
+        depot.mount_with("passthrough=on").ok();
     });
 }
 

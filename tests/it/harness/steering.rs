@@ -1,6 +1,7 @@
 //! A depot whose failpoints a test steers: what is set holds at once, and what was hit is counted.
 
 use std::fs::{self, OpenOptions};
+use std::process::Command;
 use std::sync::Mutex;
 
 use nix::sys::signal::{Signal, kill};
@@ -72,12 +73,17 @@ impl Steered {
 
     /// Runs the program; a point may kill it.
     pub fn run(&self, args: &[&str]) -> Ran {
+        run_command(&mut self.command(args))
+    }
+
+    /// The program with these arguments.
+    pub fn command(&self, args: &[&str]) -> Command {
         let mut command = self.depot.command(args);
         command.env(depotfs::failpoint::VARIABLE, self.steering.path());
         if *self.another_boot.lock().unwrap() {
             command.env(depotfs::sys::boot::VARIABLE, ANOTHER_BOOT);
         }
-        run_command(&mut command)
+        command
     }
 
     /// Mounts, which may fail.
