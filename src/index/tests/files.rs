@@ -261,8 +261,11 @@ fn a_failed_force_is_not_forgotten() {
     d.index.fail_force.store(true, Ordering::Relaxed);
     assert!(matches!(d.index.sync(), Err(Error::Io { .. })));
     assert_eq!(d.index.durable_seq(), before);
+    // SQLite's own log, which would do, cannot be forced either.
+    d.index.fail_force.store(true, Ordering::Relaxed);
+    assert!(matches!(d.index.sync(), Err(Error::Io { .. })));
+    assert_eq!(d.index.durable_seq(), before);
     // The complete way to the database file fails too: a reader is in the way, then the disk again.
-    d.index.writer.lock().busy_timeout(std::time::Duration::ZERO).unwrap();
     d.index.flush().unwrap();
     let reader = d.index.readers.snapshot().unwrap();
     assert!(sql::lookup(&reader, ROOT, b"a").unwrap().is_some());
@@ -276,6 +279,12 @@ fn a_failed_force_is_not_forgotten() {
     assert_eq!(fs::metadata(&d.index.files.wal).unwrap().len(), 0);
     d.ok(&[d.creation(ROOT, "c", Kind::Directory, 1).1]);
     assert_eq!(d.index.sync().unwrap(), seq + 2);
+    // The redo log alone: SQLite's own is enough, and the database file is left alone.
+    d.index.fail_force.store(true, Ordering::Relaxed);
+    d.ok(&[d.creation(ROOT, "d", Kind::Directory, 1).1]);
+    assert!(d.index.sync().is_err());
+    assert_eq!(d.index.sync().unwrap(), seq + 3);
+    assert!(fs::metadata(&d.index.files.wal).unwrap().len() > 0);
 }
 
 #[test]
