@@ -76,6 +76,7 @@ pub fn run(plan: &Plan, handover: Option<Handover>) -> anyhow::Result<()> {
     places::clear_dead_mounts(&plan.depot)?;
     places::refuse_nesting(&config, &plan.mountpoint)?;
     prepare_process();
+    plan.options.refused.apply();
     let vfs = rooms::tree(&config, &plan.options, &plan.mountpoint)?;
     let mounting = Mounting { mountpoint: &plan.mountpoint, source: &plan.depot, options: &plan.options };
     let session = Session::mount(Arc::clone(&vfs), &mounting).with_context(|| {

@@ -4,6 +4,7 @@
 //! kernel feature needs for being forced on or off is one row here and one field of [`Options`].
 
 use crate::config::{Atime, Durability, suggestion};
+use crate::sys::offers;
 
 /// Whether something is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -44,6 +45,31 @@ pub struct Options {
     pub durability: Option<Durability>,
     /// Reads and writes that the kernel does on the stored file itself.
     pub passthrough: Switch,
+    /// What is not to be used even where it is there.
+    pub refused: Refused,
+}
+
+/// What newer kernels and better disks offer, and depotfs can do without; passthrough is a switch of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Refused {
+    /// Shared blocks, and copies that the kernel makes.
+    pub kernel_copies: bool,
+    /// Ids of mounts that are not given again.
+    pub unique_mount_ids: bool,
+    /// A descriptor of the kernel's device for each thread.
+    pub clone_fd: bool,
+}
+
+impl Refused {
+    /// Keeps this process from using them.
+    pub fn apply(self) {
+        let table = [
+            (self.kernel_copies, &offers::KERNEL_COPIES),
+            (self.unique_mount_ids, &offers::UNIQUE_MOUNT_IDS),
+            (self.clone_fd, &offers::DEVICE_PER_THREAD),
+        ];
+        table.into_iter().filter(|(refused, _)| *refused).for_each(|(_, offer)| offer.refuse());
+    }
 }
 
 /// One option that is understood.
@@ -76,6 +102,9 @@ const KNOWN: &[Known] = &[
     row("subdir=", subdir, "REPO[/PATH] becomes the root of the mount"),
     row("durability=", durability, "fsync|close|remote: what close(2) waits for at least"),
     row("passthrough=", |o, v| switch(&mut o.passthrough, v), "on|off|auto: the kernel reads and writes stored files itself"),
+    row("reflink=", |o, v| refused(&mut o.refused.kernel_copies, v), "off|auto: shared blocks, and copies that the kernel makes"),
+    row("mount_ids=", |o, v| refused(&mut o.refused.unique_mount_ids, v), "off|auto: ids of mounts that are never given again (Linux 6.8)"),
+    row("clone_fd=", |o, v| refused(&mut o.refused.clone_fd, v), "off|auto: a descriptor of /dev/fuse for each thread"),
     row("noatime", |o, _| set(&mut o.atime, Some(Atime::Noatime)), "reading never moves access times"),
     row("relatime", |o, _| set(&mut o.atime, Some(Atime::Relatime)), "reading moves stale access times"),
     row("nosuid", |o, _| set(&mut o.nosuid, true), "ignore setuid and setgid bits"),
@@ -232,6 +261,15 @@ fn nothing(_: &mut Options, _: &str) -> Result<(), String> {
 
 fn refuse(why: &str) -> Result<(), String> {
     Err(why.into())
+}
+
+fn refused(option: &mut bool, value: &str) -> Result<(), String> {
+    *option = match value {
+        "off" => true,
+        "auto" => false,
+        _ => return Err("it is off or auto".into()),
+    };
+    Ok(())
 }
 
 fn switch(field: &mut Switch, value: &str) -> Result<(), String> {

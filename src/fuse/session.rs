@@ -12,6 +12,7 @@ use nix::mount::MsFlags;
 use crate::fuse::adapter::Adapter;
 use crate::fuse::options::{Options, Switch};
 use crate::sys::fuse_mount::{self, Mounted};
+use crate::sys::offers::DEVICE_PER_THREAD;
 use crate::sys::process::is_root;
 use crate::vfs::Vfs;
 use crate::vfs::node::Token;
@@ -58,7 +59,8 @@ impl Session {
         config.acl = acl;
         config.n_threads = Some(REQUEST_THREADS);
         // A descriptor for each thread needs the device, which fusermount3 may open and this user not.
-        config.clone_fd = File::options().read(true).write(true).open("/dev/fuse").is_ok();
+        config.clone_fd =
+            DEVICE_PER_THREAD.is_taken() && File::options().read(true).write(true).open("/dev/fuse").is_ok();
         let same_device =
             (mounting.options.passthrough == Switch::On).then(|| device.try_clone()).transpose()?;
         let inner = fuser::Session::from_fd(Adapter::new(Arc::clone(&vfs)), device, acl, config)?;

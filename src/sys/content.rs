@@ -9,6 +9,8 @@ use nix::sys::stat::futimens;
 use nix::sys::time::{TimeSpec, TimeValLike};
 use nix::unistd::{Whence, lseek};
 
+use super::offers::UNIQUE_MOUNT_IDS;
+
 /// Sets the mtime of a file, in nanoseconds since 1970, and leaves its atime alone.
 pub fn set_mtime(file: impl AsFd, at: i64) -> io::Result<()> {
     Ok(futimens(file, &TimeSpec::UTIME_OMIT, &TimeSpec::nanoseconds(at))?)
@@ -80,7 +82,7 @@ pub fn unique_mount_id(file: impl AsFd) -> io::Result<u64> {
     const STATX_MNT_ID: u32 = 0x1000;
     const STATX_MNT_ID_UNIQUE: u32 = 0x4000;
     let mut found = std::mem::MaybeUninit::<libc::statx>::zeroed();
-    let mask = STATX_MNT_ID | STATX_MNT_ID_UNIQUE;
+    let mask = STATX_MNT_ID | if UNIQUE_MOUNT_IDS.is_taken() { STATX_MNT_ID_UNIQUE } else { 0 };
     // SAFETY: an empty path names the descriptor itself, and the kernel fills at most one statx at the address given.
     let result = unsafe {
         libc::statx(file.as_fd().as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, mask, found.as_mut_ptr())

@@ -10,6 +10,8 @@ use nix::sys::statfs::fstatfs;
 use nix::sys::uio::{pread, pwrite};
 use nix::unistd::{Whence, ftruncate, lseek};
 
+use super::offers::KERNEL_COPIES;
+
 /// How much one call copies at most: keeps a copy interruptible, and the fallback's buffer small.
 const COPY_BYTES: u64 = 1 << 30;
 const BUFFER_BYTES: usize = 256 * 1024;
@@ -24,6 +26,7 @@ mod ioctl {
 ///
 /// Fails on file systems that cannot, and between two file systems; nothing is changed then.
 pub fn clone(from: impl AsFd, to: impl AsFd) -> io::Result<()> {
+    KERNEL_COPIES.check()?;
     // SAFETY: FICLONE takes the number of a descriptor and touches no memory; both descriptors are open for the call.
     unsafe { ioctl::ficlone(to.as_fd().as_raw_fd(), from.as_fd().as_raw_fd()) }?;
     Ok(())
@@ -39,6 +42,7 @@ pub fn clone_range(
     to_offset: u64,
     length: u64,
 ) -> io::Result<()> {
+    KERNEL_COPIES.check()?;
     let range = libc::file_clone_range {
         src_fd: i64::from(from.as_fd().as_raw_fd()),
         src_offset: from_offset,
@@ -168,6 +172,7 @@ fn copy_in_kernel(
     to_offset: u64,
     length: usize,
 ) -> io::Result<usize> {
+    KERNEL_COPIES.check()?;
     let (from, to) = (from.as_raw_fd(), to.as_raw_fd());
     let (mut source, mut target) = (signed(from_offset)?, signed(to_offset)?);
     retry(|| {

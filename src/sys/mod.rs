@@ -7,6 +7,7 @@ pub mod file;
 pub mod fuse_mount;
 pub mod lease;
 pub mod mountinfo;
+pub mod offers;
 pub mod process;
 #[cfg(debug_assertions)]
 pub mod sqlite_vfs;

@@ -134,8 +134,8 @@ impl Depot {
     /// Mounts in the depot's mode with further options.
     #[track_caller]
     pub fn mount_with(&self, options: &str) -> Ran {
-        let forced = if self.mode == Mode::Cached { "passthrough=off" } else { "" };
-        let options: Vec<&str> = [forced, options].into_iter().filter(|o| !o.is_empty()).collect();
+        let options: Vec<&str> =
+            [self.mode.options(), options].into_iter().filter(|o| !o.is_empty()).collect();
         let options = options.join(",");
         let mut args = vec!["mount", self.dir_str(), self.mountpoint_str()];
         if !options.is_empty() {

@@ -43,6 +43,14 @@ impl Mode {
         }
     }
 
+    /// What it is mounted with: in the cached mode nothing is used that an old kernel or a simple disk does not offer.
+    pub fn options(self) -> &'static str {
+        match self {
+            Mode::Cached => "passthrough=off,reflink=off,mount_ids=off,clone_fd=off",
+            _ => "",
+        }
+    }
+
     pub fn is_plain(self) -> bool {
         matches!(self, Mode::Plain | Mode::PlainUser)
     }

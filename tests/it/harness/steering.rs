@@ -88,8 +88,8 @@ impl Steered {
 
     /// Mounts, which may fail.
     pub fn try_mount(&self) -> Ran {
-        let cached = if self.depot.mode == Mode::Cached { "passthrough=off" } else { "" };
-        let options: Vec<&str> = [cached, self.options].into_iter().filter(|o| !o.is_empty()).collect();
+        let options: Vec<&str> =
+            [self.depot.mode.options(), self.options].into_iter().filter(|o| !o.is_empty()).collect();
         let options = options.join(",");
         let mut args = vec!["mount", self.depot.dir_str(), self.depot.mountpoint_str()];
         if !options.is_empty() {
