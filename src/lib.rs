@@ -41,6 +41,7 @@ pub mod change;
 pub mod checksum;
 pub mod clock;
 pub mod config;
+mod crowd;
 pub mod failpoint;
 pub mod metrics;
 pub mod sys;

@@ -8,7 +8,6 @@
 
 mod aside;
 mod blob;
-mod crowd;
 mod error;
 mod file_system;
 mod latch;

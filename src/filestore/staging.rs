@@ -18,11 +18,11 @@ use nix::unistd::{Uid, fchownat, getegid, geteuid};
 use parking_lot::Mutex;
 
 use super::blob::{BlobFile, read_fully};
-use super::crowd::Crowd;
 use super::error::{Doing, Error, Result};
 use super::volume::{PRE, ToForce, Volume};
 use crate::change::StagingName;
 use crate::checksum::{self, Digest};
+use crate::crowd::Crowd;
 use crate::failpoint;
 use crate::sys::file;
 
@@ -43,7 +43,7 @@ pub struct StagingDir {
     pub(super) volume: Arc<Volume>,
     /// What flushes found out about a name, for as long as the name is here; a name not listed was never forced.
     forced: Mutex<HashMap<StagingName, Forced>>,
-    crowd: Crowd,
+    crowd: Crowd<StagingName>,
 }
 
 /// What is known of a staging file's way to the disk.
@@ -206,7 +206,11 @@ impl StagingDir {
 
     /// As `force`, of one file, together with others that are asked for meanwhile.
     pub fn force_one(&self, name: StagingName) -> Result<()> {
-        self.crowd.force(name, |names| self.force(names))
+        let together = |names: &[StagingName]| match self.force(names) {
+            Ok(()) => Vec::new(),
+            Err(_) => names.to_vec(),
+        };
+        self.crowd.join(name, together, || self.force(&[name]))
     }
 
     /// Remembers that the disk refused bytes of a staging file.

@@ -37,6 +37,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use crate::change::{Change, Ino, Inode, MountId, Nanos, ROOT, StagingName};
 use crate::checksum::{Checksum, Digest};
 use crate::clock;
+use crate::crowd::Crowd;
 use crate::filestore::Filestore;
 use crate::index::{Index, Seq};
 use crate::vfs::checksums::Undigestible;
@@ -169,6 +170,8 @@ pub struct Vfs {
     half_put: Mutex<Vec<StagingName>>,
     /// Held while retired names are unlinked, so that whoever waits for that finds them gone.
     releasing: Mutex<()>,
+    /// Files that are fsynced at the same time.
+    fsyncs: Crowd<(Ino, StagingName)>,
     /// Orphans that can end.
     reapable: Mutex<Vec<Ino>>,
     /// Times of last read not yet written to the index.
@@ -223,6 +226,7 @@ impl Vfs {
             retired: Mutex::default(),
             half_put: Mutex::default(),
             releasing: Mutex::default(),
+            fsyncs: Crowd::default(),
             reapable: Mutex::default(),
             atimes: Mutex::default(),
             settings: RwLock::default(),

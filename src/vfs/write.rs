@@ -58,16 +58,48 @@ impl Vfs {
     ///
     /// The node is not locked while the disk works: whoever looks at the file, or lists its directory, does not wait.
     pub fn fsync(&self, ino: Ino) -> Result<()> {
-        if let Some(name) = self.staged_to_force(ino)? {
-            let begun = Instant::now();
-            let forced = self.store.force_staging(&[name]);
-            // A crash from here to the end of the call loses nothing: the row names the same bytes all along.
-            failpoint::hit("fsync.forced");
-            self.record_fsync(ino, name, begun, forced)?;
+        match self.staged_to_force(ino)? {
+            Some(name) => self.fsyncs.join(
+                (ino, name),
+                |files| self.fsync_together(files),
+                || self.fsync_one(ino, name),
+            )?,
+            None => self.sync_index()?,
         }
-        self.sync_index()?;
         failpoint::hit("fsync.synced");
         Ok(())
+    }
+
+    fn fsync_one(&self, ino: Ino, name: StagingName) -> Result<()> {
+        let begun = Instant::now();
+        let forced = self.store.force_staging(&[name]);
+        // A crash from here to the end of the call loses nothing: the row names the same bytes all along.
+        failpoint::hit("fsync.forced");
+        self.record_fsync(ino, name, begun, forced)?;
+        self.sync_index()
+    }
+
+    /// One flush for the bytes of all, and one for the index; what could not be done with the others, or would have to wait
+    /// for somebody who holds a file, is left.
+    fn fsync_together(&self, files: &[(Ino, StagingName)]) -> Vec<(Ino, StagingName)> {
+        let begun = Instant::now();
+        let names: Vec<StagingName> = files.iter().map(|(_, name)| *name).collect();
+        if self.store.force_staging(&names).is_err() {
+            return files.to_vec();
+        }
+        let left: Vec<_> =
+            files.iter().copied().filter(|(ino, name)| !self.recorded_at_once(*ino, *name, begun)).collect();
+        if self.sync_index().is_err() { files.to_vec() } else { left }
+    }
+
+    /// As `record_fsync`, of a file that was forced, unless it would have to wait; whether it is done.
+    fn recorded_at_once(&self, ino: Ino, name: StagingName, begun: Instant) -> bool {
+        match self.nodes.try_existing(ino, Instant::now()) {
+            // Sealed and let go of: the index has it.
+            Ok(None) => true,
+            Ok(Some(mut node)) if !node.putting => self.mark_forced(&mut node, name, begun).is_ok(),
+            Ok(Some(_)) | Err(_) => false,
+        }
     }
 
     /// The staging file that fsync has to force.
