@@ -6,6 +6,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::text::chain;
 use crate::vfs::seal::{SEAL_AFTER, SEAL_BATCH};
 use crate::vfs::{Result, Vfs};
 use crate::worker::Worker;
@@ -74,12 +75,7 @@ struct Quiet {
 
 impl Quiet {
     fn tell(&mut self, job: &str, error: &crate::vfs::Error) {
-        let mut text = error.to_string();
-        let mut source = std::error::Error::source(error);
-        while let Some(cause) = source {
-            text = format!("{text}: {cause}");
-            source = cause.source();
-        }
+        let text = chain(error);
         if text != self.last {
             tracing::error!("{job}: {text}; tried again");
             self.last = text;

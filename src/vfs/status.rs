@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 
 use crate::change::Ino;
 use crate::checksum::Checksum;
+use crate::text;
 use crate::vfs::Vfs;
 
 /// A file whose bytes cannot be sealed.
@@ -69,7 +70,7 @@ impl Vfs {
                 let path = self.index.path(ino).ok().flatten().unwrap_or_default();
                 status.unsealable.push(Unsealable {
                     ino,
-                    path: String::from_utf8_lossy(&path).into_owned(),
+                    path: text::shown(&path),
                     staging: staged.row.file.to_string(),
                     why: why.clone(),
                 });
