@@ -9,8 +9,8 @@
 //! 7. signals; then `ready` to whoever waits.
 //!
 //! It ends when the tree is unmounted, by whomever: then the control socket closes, the jobs finish their round, everything
-//! is sealed and forced, and the process ends, which gives back the lock. SIGTERM, SIGINT and the request `stop` flush and
-//! unmount first; when the mount is busy it is detached, its users get some seconds, and then the daemon ends all the same.
+//! is sealed and forced, and the process ends, which gives back the lock. SIGTERM and SIGINT flush and unmount
+//! first; when the mount is busy it is detached, its users get some seconds, and then the daemon ends all the same.
 
 pub mod detach;
 pub mod lock;
@@ -40,6 +40,7 @@ use crate::fuse::options::{Options, Switch};
 use crate::fuse::{Mounting, Session, watch};
 use crate::jobs;
 use crate::sys::{mountinfo, process};
+use crate::text;
 use crate::vfs::Vfs;
 
 /// What is to be mounted where.
@@ -80,7 +81,7 @@ pub fn run(plan: &Plan, handover: Option<Handover>) -> anyhow::Result<()> {
     let watchdog = watch::start().context("the watchdog cannot be started")?;
     let workers = jobs::start(&vfs).context("the background jobs cannot be started")?;
     let stop = Stop::new(&plan.mountpoint, &vfs);
-    let server = control::Server::start(&plan.depot, service(plan, config, &vfs, &logging, &stop, started))?;
+    let server = control::Server::start(&plan.depot, service(plan, config, &vfs, &logging, started))?;
     let signals = handle_signals(&stop, &logging)?;
     announce(plan, handover, &logging, started);
 
@@ -132,7 +133,6 @@ fn service(
     config: Config,
     vfs: &Arc<Vfs>,
     logging: &Logging,
-    stop: &Arc<Stop>,
     started: Instant,
 ) -> control::Handler {
     let mount = MountStatus {
@@ -143,14 +143,13 @@ fn service(
         read_only: plan.options.read_only,
         subdir: plan.options.subdir.clone().unwrap_or_default(),
     };
-    let (logging, stop) = (logging.clone(), Arc::clone(stop));
+    let logging = logging.clone();
     let service = Service {
         config,
         vfs: Arc::clone(vfs),
         mount,
         started,
         set_log_level: Box::new(move |level| logging.set_level(level).map_err(|error| format!("{error:#}"))),
-        stop: Box::new(move || stop.begin("asked to")),
         flushing: Arc::default(),
     };
     Arc::new(move |request, progress| service.answer(request, progress))
@@ -168,7 +167,7 @@ fn handle_signals(stop: &Arc<Stop>, logging: &Logging) -> anyhow::Result<signal_
                     Ok(()) => tracing::info!("log opened again"),
                     Err(error) => tracing::error!("{error:#}"),
                 },
-                _ => stop.begin("signalled"),
+                _ => stop.begin(),
             }
         }
     });
@@ -192,11 +191,13 @@ fn announce(plan: &Plan, handover: Option<Handover>, logging: &Logging, started:
 /// The last flush.
 fn put_away(vfs: &Vfs) {
     vfs.forget_mappings();
-    match vfs.flush_all(Instant::now() + LAST_FLUSH_LONGEST) {
+    let begun = Instant::now();
+    match vfs.flush_all(|| begun.elapsed() < LAST_FLUSH_LONGEST) {
         Ok(0) => {}
         Ok(left) => tracing::info!(left, "files were forced but not sealed; the next mount does it"),
         Err(error) => {
-            tracing::error!("not everything could be sealed and forced, the next mount tries again: {error}")
+            let why = text::chain(&error);
+            tracing::error!("not everything could be sealed and forced, the next mount tries again: {why}");
         }
     }
 }
@@ -222,11 +223,11 @@ impl Stop {
     }
 
     /// Starts to stop, once; returns at once.
-    fn begin(self: &Arc<Stop>, why: &str) {
+    fn begin(self: &Arc<Stop>) {
         if self.begun.swap(true, SeqCst) {
             return;
         }
-        tracing::info!("stopping: {why}");
+        tracing::info!("stopping: signalled");
         notify::notify("STOPPING=1\nSTATUS=sealing and forcing what was written");
         let stop = Arc::clone(self);
         let thread = std::thread::Builder::new().name("stop".into()).spawn(move || stop.run());

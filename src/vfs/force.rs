@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::change::{Change, Ino, StagedRow, StagingName};
 use crate::failpoint;
+use crate::text;
 use crate::vfs::node::Locked;
 use crate::vfs::seal::SEAL_BATCH;
 use crate::vfs::{Error, Result, Vfs};
@@ -146,14 +147,15 @@ impl Vfs {
     }
 
     /// Seals and forces everything that is closed; the answer is what is left. `depotfs flush` and the stop of the daemon.
-    pub fn flush_all(&self, deadline: Instant) -> Result<u64> {
+    /// When `go_on` says no, the rest is forced and not sealed.
+    pub fn flush_all(&self, go_on: impl Fn() -> bool) -> Result<u64> {
         let mut failure = None;
         let mut idle_rounds = 0;
         self.await_releases();
         loop {
             let batch = self.sealable_at_once();
             let mut sealed = 0;
-            for part in batch.chunks(SEAL_BATCH) {
+            for part in batch.chunks(SEAL_BATCH).take_while(|_| go_on()) {
                 match self.seal(part) {
                     Ok(n) => sealed += n,
                     Err(error) => {
@@ -166,7 +168,7 @@ impl Vfs {
             };
             // What neither is sealed nor being sealed by somebody else is still mapped for writing: open, in a word.
             idle_rounds = if sealed > 0 || batch.iter().any(busy) { 0 } else { idle_rounds + 1 };
-            let over = batch.is_empty() || idle_rounds > IDLE_ROUNDS_MAX || Instant::now() >= deadline;
+            let over = batch.is_empty() || idle_rounds > IDLE_ROUNDS_MAX || !go_on();
             if over || sealed == 0 && failure.is_some() {
                 break;
             }
@@ -182,7 +184,7 @@ impl Vfs {
         self.settle_half_put();
         if let Err(error) = self.index.tidy() {
             // Everything is durable in the redo log, on a full disk as well.
-            tracing::warn!("the index file was not brought up to date: {error}");
+            tracing::warn!("the index file was not brought up to date: {}", text::chain(&error));
         }
         match failure {
             Some(error) => Err(error),
