@@ -2,12 +2,15 @@
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::sys::socket::sockopt::{PeerCredentials, SendTimeout};
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
+use nix::sys::time::{TimeVal, TimeValLike};
 use nix::unistd::geteuid;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -21,6 +24,9 @@ pub type News<'a> = &'a mut dyn FnMut(&str);
 
 /// Longest line of an answer: far more than any daemon has to say.
 const ANSWER_BYTES_MAX: u64 = 256 << 20;
+
+/// How long a daemon may take to accept a connection, or a piece of a request.
+const REACHED_WITHIN: Duration = Duration::from_secs(30);
 
 /// A connection to the daemon of one depot.
 #[derive(Debug)]
@@ -39,7 +45,6 @@ struct Timed {
 impl Read for Timed {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let Some(until) = self.until else { return self.stream.read(buffer) };
-        let late = || io::Error::new(io::ErrorKind::TimedOut, "it did not answer in time");
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(late());
@@ -63,14 +68,15 @@ pub struct Transfer {
 impl Client {
     /// Connects to the daemon of `depot`.
     pub fn connect(depot: &Path) -> Result<Client, Error> {
-        let connected = Address::of(depot).and_then(|address| UnixStream::connect(address.path()));
+        let connected = Address::of(depot).and_then(|address| reach(address.path(), REACHED_WITHIN));
         let stream = connected.map_err(|error| match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Error::NotRunning(depot.into()),
             io::ErrorKind::PermissionDenied => Error::NotAllowed(depot.into(), error),
             _ => Error::Broken(depot.into(), error),
         })?;
         let broken = |error| Error::Broken(depot.into(), error);
-        let listener = getsockopt(&stream, PeerCredentials).map_err(|errno| broken(errno.into()))?.uid();
+        let listener =
+            socket::getsockopt(&stream, PeerCredentials).map_err(|errno| broken(errno.into()))?.uid();
         let owner = fs::metadata(depot).map_err(broken)?.uid();
         if !is_trusted(listener, owner) {
             return Err(Error::NotTheirs(depot.into(), listener));
@@ -146,6 +152,22 @@ impl Client {
     fn read<T: DeserializeOwned>(&self, value: Value) -> Result<T, Error> {
         serde_json::from_value(value).map_err(|error| Error::Garbled(self.depot.clone(), error.to_string()))
     }
+}
+
+/// Connects. A listener that takes nobody keeps its queue full, and whoever connects waiting: not for longer than `patience`.
+fn reach(path: &Path, patience: Duration) -> io::Result<UnixStream> {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let end = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    socket::setsockopt(&end, SendTimeout, &TimeVal::milliseconds(patience.as_millis() as i64))?;
+    match socket::connect(end.as_raw_fd(), &UnixAddr::new(path)?).map_err(io::Error::from) {
+        Ok(()) => Ok(UnixStream::from(end)),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(late()),
+        Err(error) => Err(error),
+    }
+}
+
+fn late() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "it did not answer in time")
 }
 
 /// Whether a daemon of user `listener` may speak for a depot of `owner`.
@@ -289,6 +311,18 @@ mod tests {
         assert!(begun.elapsed() >= patience);
         drop(client);
         talker.join().unwrap();
+    }
+
+    #[test]
+    fn a_queue_that_stays_full_is_not_waited_for_longer_than_that() {
+        let depot = tempfile::tempdir().unwrap();
+        let path = depot.path().join("socket");
+        let end = socket::socket(AddressFamily::Unix, SockType::Stream, SockFlag::empty(), None).unwrap();
+        socket::bind(end.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+        socket::listen(&end, socket::Backlog::new(1).unwrap()).unwrap();
+        let reached: Vec<_> = (0..4).map(|_| reach(&path, Duration::from_millis(50))).collect();
+        assert!(reached[0].is_ok());
+        assert_eq!(reached[3].as_ref().unwrap_err().kind(), io::ErrorKind::TimedOut);
     }
 
     #[test]
