@@ -227,6 +227,7 @@ mod steered {
                 None if action == "hold" => Action::Hold,
                 Some(("error", "EIO")) => Action::Error(5),
                 Some(("error", "ENOSPC")) => Action::Error(28),
+                Some(("error", "EROFS")) => Action::Error(30),
                 Some(("delay", ms)) => Action::Delay(Duration::from_millis(ms.parse().ok()?)),
                 _ => return None,
             };

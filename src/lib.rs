@@ -17,7 +17,7 @@
 //! | [`index`] | the namespace, in SQLite |
 //! | [`change`], [`checksum`] | the closed set of changes; names of blobs and how they are found |
 //! | [`config`] | depot.toml and its table of keys |
-//! | [`clock`], [`metrics`], [`worker`] | the time, numbers, named threads |
+//! | [`clock`], [`metrics`], [`text`], [`worker`] | the time, numbers, texts for people, named threads |
 //! | [`failpoint`] | points at which a test kills the process or makes a call fail; nothing in a release build |
 //! | [`sys`] | every `unsafe` block and raw system call |
 //!
@@ -45,4 +45,5 @@ mod crowd;
 pub mod failpoint;
 pub mod metrics;
 pub mod sys;
+pub mod text;
 pub mod worker;

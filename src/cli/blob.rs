@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::OpenOptions;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +12,9 @@ use super::exit::Exit;
 use super::{Outcome, complain, depot, human};
 use crate::control::report::{Aside, Checksums, Located, Verified};
 use crate::control::{Client, Request, Target};
+
+/// How many bytes are moved at once.
+const COPY_BYTES: usize = 128 * 1024;
 
 /// Look at blobs: where they are, whether they are intact, their bytes and checksums.
 ///
@@ -48,7 +51,7 @@ enum Verb {
     Cat(What),
     /// Prints SHA-1, SHA-256, MD5 and BLAKE3; a file not yet sealed is sealed first.
     Checksum(What),
-    /// Lists bytes that were set aside because they could not be sealed, or gets them out.
+    /// Lists bytes that were set aside or cannot be sealed, or gets them out.
     Rescue {
         /// The depot's directory, or any path inside its mount.
         depot: PathBuf,
@@ -66,7 +69,7 @@ pub fn run(args: Args, out: &mut dyn Write) -> Outcome {
         Verb::Verify(what) => verify(&what, out),
         Verb::Cat(what) => {
             let (daemon, target) = what.resolve()?;
-            copy(daemon, &Request::BlobCat { target }, out)
+            copy(daemon, &Request::BlobCat { target }, "standard output", out)
         }
         Verb::Checksum(what) => checksum(&what, out),
         Verb::Rescue { depot, x: None, .. } => list_set_aside(&depot, out),
@@ -136,7 +139,8 @@ fn list_set_aside(given: &Path, out: &mut dyn Write) -> Outcome {
     let all: Vec<Aside> = Client::connect(&depot::find(given)?)?.ask(&request, &mut |_| {})?;
     for aside in all {
         let (size, age) = (human::bytes(aside.bytes), human::duration(aside.age_s));
-        writeln!(out, "{} {size}, {age} ago: {}", aside.name, aside.why)?;
+        let path = aside.path.map(|path| format!("{path} cannot be sealed: ")).unwrap_or_default();
+        writeln!(out, "{} {size}, {age} ago: {path}{}", aside.name, aside.why)?;
     }
     Ok(Exit::Ok)
 }
@@ -149,12 +153,13 @@ fn rescue(given: &Path, x: &OsStr, output: Option<&Path>, out: &mut dyn Write) -
     };
     let request = Request::BlobRescue { target: Some(target) };
     let daemon = Client::connect(&depot)?;
-    let Some(path) = output else { return copy(daemon, &request, out) };
-    let what = || format!("{} cannot be written", path.display());
+    let Some(path) = output else { return copy(daemon, &request, "standard output", out) };
+    let name = path.display().to_string();
+    let what = || format!("{name} cannot be written");
     let mut file =
         OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).with_context(what)?;
-    let saved =
-        copy(daemon, &request, &mut file).and_then(|exit| file.sync_all().with_context(what).map(|()| exit));
+    let saved = copy(daemon, &request, &name, &mut file)
+        .and_then(|exit| file.sync_all().with_context(what).map(|()| exit));
     if saved.is_err() {
         let _ = std::fs::remove_file(path);
     }
@@ -166,9 +171,20 @@ fn is_aside_name(text: &str) -> bool {
     text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-fn copy(daemon: Client, request: &Request, out: &mut dyn Write) -> Outcome {
+/// Writes the bytes that the daemon sends to `out`, which is called `name`; says which of the two failed.
+fn copy(daemon: Client, request: &Request, name: &str, out: &mut dyn Write) -> Outcome {
     let mut bytes = daemon.fetch(request)?;
-    io::copy(&mut bytes, out)?;
-    out.flush()?;
+    let unwritten = || format!("{name} cannot be written");
+    let mut buffer = vec![0; COPY_BYTES];
+    loop {
+        let n = match bytes.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(n) => n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error).context("the bytes cannot be had from the daemon"),
+        };
+        out.write_all(&buffer[..n]).with_context(unwritten)?;
+    }
+    out.flush().with_context(unwritten)?;
     Ok(Exit::Ok)
 }

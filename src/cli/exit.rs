@@ -79,7 +79,6 @@ fn of_cause(cause: Cause) -> Exit {
     match cause {
         Cause::Failed | Cause::NotFound | Cause::NotAllowed => Exit::Failed,
         Cause::Usage => Exit::Usage,
-        Cause::Problems => Exit::Problems,
         Cause::Busy => Exit::Busy,
     }
 }

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 
+use super::status::ANSWER_WITHIN;
 use super::{Exit, Outcome, depot};
 use crate::control::{Client, Request};
 
@@ -17,7 +18,7 @@ pub struct Args {
 
 pub fn run(args: &Args, out: &mut dyn Write) -> Outcome {
     let depot = depot::find_or_only(args.depot.as_deref())?;
-    let text: String = Client::connect(&depot)?.ask(&Request::Metrics, &mut |_| {})?;
+    let text: String = Client::connect(&depot)?.within(ANSWER_WITHIN).ask(&Request::Metrics, &mut |_| {})?;
     out.write_all(text.as_bytes())?;
     Ok(Exit::Ok)
 }

@@ -2,14 +2,16 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use super::exit::Exit;
+use super::exit::{Exit, stop};
 use super::{Outcome, complain, depot, human};
 use crate::config::Config;
 use crate::control::report::{Health, Layer, Status};
 use crate::control::{Client, Error, Request};
-use crate::daemon::lock::{self, Holder};
+use crate::daemon::lock::{self, Holder, Lock};
 use crate::daemon::rooms;
+use crate::text;
 
 /// Show how a depot is doing: mount, providers, counts, index, and what needs attention.
 ///
@@ -33,17 +35,48 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Outcome {
     }
 }
 
+/// How long a daemon may take to answer.
+pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+/// How often a daemon that starts or ends is looked at.
+const PERIOD: Duration = Duration::from_millis(50);
+
 fn one(depot: &Path, json: bool, out: &mut dyn Write) -> Outcome {
-    let (status, exit) = match ask(depot) {
-        Ok(status) => (status, Exit::Ok),
-        Err(Error::NotRunning(_)) => (offline(depot)?, Exit::NotRunning),
-        Err(error) => return Err(error.into()),
-    };
+    let (status, exit) = of_any(depot)?;
     match json {
         true => writeln!(out, "{}", serde_json::to_string_pretty(&status)?)?,
         false => print(&status, out)?,
     }
     Ok(exit)
+}
+
+/// The status of a depot with a daemon or without; one that is starting or ending is waited for.
+fn of_any(depot: &Path) -> anyhow::Result<(Status, Exit)> {
+    let end = Instant::now() + lock::PATIENCE;
+    loop {
+        match ask(depot) {
+            Ok(status) => return Ok((status, Exit::Ok)),
+            Err(Error::NotRunning(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+        match lock::take(depot, &Holder::this("status", None), Duration::ZERO) {
+            Ok(lock) => return Ok((offline(depot, &lock)?, Exit::NotRunning)),
+            Err(lock::Error::Busy(_, daemon)) if daemon.command == "mount" => {
+                if Instant::now() >= end {
+                    return Err(between(depot, daemon.pid));
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+        std::thread::sleep(PERIOD);
+    }
+}
+
+fn between(depot: &Path, pid: u32) -> anyhow::Error {
+    let text = format!(
+        "depot {} cannot be looked at: its daemon (process {pid}) is starting or ending: try again in a moment",
+        depot.display()
+    );
+    stop(Exit::Busy, text)
 }
 
 fn all(json: bool, out: &mut dyn Write) -> Outcome {
@@ -52,7 +85,7 @@ fn all(json: bool, out: &mut dyn Write) -> Outcome {
         match ask(&depot) {
             Ok(status) => found.push(status),
             Err(error) => {
-                complain(&error.to_string());
+                complain(&text::chain(&error));
                 exit = Exit::Failed;
             }
         }
@@ -75,15 +108,14 @@ fn all(json: bool, out: &mut dyn Write) -> Outcome {
 }
 
 fn ask(depot: &Path) -> Result<Status, Error> {
-    Client::connect(depot)?.ask(&Request::Status, &mut |_| {})
+    Client::connect(depot)?.within(ANSWER_WITHIN).ask(&Request::Status, &mut |_| {})
 }
 
 /// What can be told without a daemon: what a mount would find.
-fn offline(depot: &Path) -> anyhow::Result<Status> {
+fn offline(depot: &Path, _held: &Lock) -> anyhow::Result<Status> {
     let config = Config::load(depot)?;
-    let _lock = lock::take(depot, &Holder::this("status", None), lock::PATIENCE)?;
     let (index, store) = rooms::open(&config)?;
-    Ok(Status::of_depot(&config, &index, &store).map_err(Error::Failed)?)
+    Ok(Status::offline(&config, &index, &store))
 }
 
 /// The lines of one depot.
@@ -124,7 +156,11 @@ fn print(status: &Status, out: &mut dyn Write) -> io::Result<()> {
     )?;
     let percent = status.index.filestore_ratio * 100.0;
     let index_bytes = human::bytes(status.index.bytes);
-    line("index", format!("{}, {index_bytes}, {percent:.1} % of the blobs", status.index.path))?;
+    let health = match &status.index.health {
+        Health::Up => String::new(),
+        Health::Failing(why) => format!(", FAILING: {why}"),
+    };
+    line("index", format!("{}, {index_bytes}, {percent:.1} % of the blobs{health}", status.index.path))?;
     let closed = human::count(pending.closed, "closed file");
     let bytes = human::bytes(pending.bytes);
     if status.running {

@@ -12,6 +12,7 @@ use super::{Outcome, complain};
 use crate::control::{self, Client, Request};
 use crate::daemon::{lock, places, users};
 use crate::sys::mountinfo::{self, Mount};
+use crate::text;
 
 /// Unmount a depot: seal and force what is pending, unmount, wait for the daemon to end.
 ///
@@ -85,7 +86,7 @@ fn flush(depot: &Path) {
     match flushed {
         // A dead daemon has nothing to flush; who may not ask may not unmount either, and is told so there.
         Ok(_) | Err(control::Error::NotRunning(_) | control::Error::NotAllowed(..)) => {}
-        Err(error) => complain(&format!("warning: {error}; the next mount tries again")),
+        Err(error) => complain(&format!("warning: {}; the next mount tries again", text::chain(&error))),
     }
 }
 

@@ -1,21 +1,60 @@
 //! The command's end of the control socket.
 
+use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use nix::sys::socket::sockopt::{PeerCredentials, SendTimeout};
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
+use nix::sys::time::{TimeVal, TimeValLike};
+use nix::unistd::geteuid;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::Error;
 use super::protocol::{self, Cause, Failure, Line, Request};
 use super::socket::Address;
-use super::{Error, Progress};
+
+/// Hears what a daemon that is waited for tells meanwhile.
+pub type News<'a> = &'a mut dyn FnMut(&str);
+
+/// Longest line of an answer: far more than any daemon has to say.
+const ANSWER_BYTES_MAX: u64 = 256 << 20;
+
+/// How long a daemon may take to accept a connection, or a piece of a request.
+const REACHED_WITHIN: Duration = Duration::from_secs(30);
 
 /// A connection to the daemon of one depot.
 #[derive(Debug)]
 pub struct Client {
     depot: PathBuf,
-    stream: BufReader<UnixStream>,
+    stream: BufReader<Timed>,
+}
+
+/// A stream on which whoever reads may wait only until a certain moment.
+#[derive(Debug)]
+struct Timed {
+    stream: UnixStream,
+    until: Option<Instant>,
+}
+
+impl Read for Timed {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let Some(until) = self.until else { return self.stream.read(buffer) };
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(late());
+        }
+        self.stream.set_read_timeout(Some(left))?;
+        self.stream.read(buffer).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => late(),
+            _ => error,
+        })
+    }
 }
 
 /// Bytes the daemon sends: reads to the end of them, then says whether all came.
@@ -23,30 +62,37 @@ pub struct Client {
 pub struct Transfer {
     length: u64,
     rest: u64,
-    stream: BufReader<UnixStream>,
+    stream: BufReader<Timed>,
 }
 
 impl Client {
     /// Connects to the daemon of `depot`.
     pub fn connect(depot: &Path) -> Result<Client, Error> {
-        let connected = Address::of(depot).and_then(|address| UnixStream::connect(address.path()));
-        match connected {
-            Ok(stream) => Ok(Client { depot: depot.into(), stream: BufReader::new(stream) }),
-            Err(error) => Err(match error.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Error::NotRunning(depot.into()),
-                io::ErrorKind::PermissionDenied => Error::NotAllowed(depot.into(), error),
-                _ => Error::Broken(depot.into(), error),
-            }),
+        let connected = Address::of(depot).and_then(|address| reach(address.path(), REACHED_WITHIN));
+        let stream = connected.map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Error::NotRunning(depot.into()),
+            io::ErrorKind::PermissionDenied => Error::NotAllowed(depot.into(), error),
+            _ => Error::Broken(depot.into(), error),
+        })?;
+        let broken = |error| Error::Broken(depot.into(), error);
+        let listener =
+            socket::getsockopt(&stream, PeerCredentials).map_err(|errno| broken(errno.into()))?.uid();
+        let owner = fs::metadata(depot).map_err(broken)?.uid();
+        if !is_trusted(listener, owner) {
+            return Err(Error::NotTheirs(depot.into(), listener));
         }
+        Ok(Client { depot: depot.into(), stream: BufReader::new(Timed { stream, until: None }) })
+    }
+
+    /// From now on the whole answer has to come within `patience`: for what a daemon that works tells at once.
+    pub fn within(mut self, patience: Duration) -> Client {
+        self.stream.get_mut().until = Some(Instant::now() + patience);
+        self
     }
 
     /// Asks, and waits as long as it takes.
-    pub fn ask<T: DeserializeOwned>(
-        &mut self,
-        request: &Request,
-        progress: Progress<'_>,
-    ) -> Result<T, Error> {
-        match self.end_of(request, progress)? {
+    pub fn ask<T: DeserializeOwned>(&mut self, request: &Request, news: News<'_>) -> Result<T, Error> {
+        match self.end_of(request, news)? {
             Line::Ok(value) => self.read(value),
             other => Err(Error::Garbled(self.depot.clone(), format!("{other:?}"))),
         }
@@ -60,12 +106,12 @@ impl Client {
         }
     }
 
-    /// Sends the request and passes progress on until the last line, which is not an error.
-    fn end_of(&mut self, request: &Request, progress: Progress<'_>) -> Result<Line, Error> {
+    /// Sends the request and passes news on until the last line, which is not an error.
+    fn end_of(&mut self, request: &Request, news: News<'_>) -> Result<Line, Error> {
         let line =
             protocol::encode(request).map_err(|error| Error::Broken(self.depot.clone(), error.into()))?;
         // A daemon that refused the connection has written why and closed it: read that before complaining.
-        let sent = self.stream.get_mut().write_all(&line);
+        let sent = self.stream.get_mut().stream.write_all(&line);
         loop {
             let line = match self.next_line() {
                 Err(Error::Broken(depot, error)) => {
@@ -74,7 +120,7 @@ impl Client {
                 other => other?,
             };
             match line {
-                Line::Progress(news) => progress(&news),
+                Line::Progress(line) => news(&line),
                 Line::Error(Failure { cause: Cause::NotAllowed, text }) => {
                     let error = io::Error::new(io::ErrorKind::PermissionDenied, text);
                     return Err(Error::NotAllowed(self.depot.clone(), error));
@@ -87,10 +133,13 @@ impl Client {
 
     fn next_line(&mut self) -> Result<Line, Error> {
         let mut line = Vec::new();
-        let read = self.stream.read_until(b'\n', &mut line);
+        let read = (&mut self.stream).take(ANSWER_BYTES_MAX).read_until(b'\n', &mut line);
         match read {
             Ok(_) if line.last() == Some(&b'\n') => serde_json::from_slice(&line)
                 .map_err(|error| Error::Garbled(self.depot.clone(), error.to_string())),
+            Ok(read) if read as u64 == ANSWER_BYTES_MAX => {
+                Err(Error::Garbled(self.depot.clone(), "a line without an end".into()))
+            }
             Ok(_) => {
                 let error =
                     io::Error::new(io::ErrorKind::UnexpectedEof, "it ended the connection without an answer");
@@ -103,6 +152,27 @@ impl Client {
     fn read<T: DeserializeOwned>(&self, value: Value) -> Result<T, Error> {
         serde_json::from_value(value).map_err(|error| Error::Garbled(self.depot.clone(), error.to_string()))
     }
+}
+
+/// Connects. A listener that takes nobody keeps its queue full, and whoever connects waiting: not for longer than `patience`.
+fn reach(path: &Path, patience: Duration) -> io::Result<UnixStream> {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let end = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    socket::setsockopt(&end, SendTimeout, &TimeVal::milliseconds(patience.as_millis() as i64))?;
+    match socket::connect(end.as_raw_fd(), &UnixAddr::new(path)?).map_err(io::Error::from) {
+        Ok(()) => Ok(UnixStream::from(end)),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(late()),
+        Err(error) => Err(error),
+    }
+}
+
+fn late() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "it did not answer in time")
+}
+
+/// Whether a daemon of user `listener` may speak for a depot of `owner`.
+fn is_trusted(listener: u32, owner: u32) -> bool {
+    [0, owner, geteuid().as_raw()].contains(&listener)
 }
 
 impl Transfer {
@@ -222,10 +292,51 @@ mod tests {
     }
 
     #[test]
+    fn a_daemon_that_says_nothing_is_not_waited_for_longer_than_asked() {
+        let depot = tempfile::tempdir().unwrap();
+        let listener =
+            std::os::unix::net::UnixListener::bind(depot.path().join(super::super::SOCKET)).unwrap();
+        let begun = Instant::now();
+        let patience = Duration::from_millis(100);
+        let mut client = Client::connect(depot.path()).unwrap().within(patience);
+        let talker = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            // News now and then are no answer.
+            while stream.write_all(b"{\"progress\":\"soon\"}\n").is_ok() {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        let why = client.ask::<Value>(&Request::Status, &mut |_| {}).unwrap_err();
+        assert!(matches!(&why, Error::Broken(_, error) if error.kind() == io::ErrorKind::TimedOut), "{why}");
+        assert!(begun.elapsed() >= patience);
+        drop(client);
+        talker.join().unwrap();
+    }
+
+    #[test]
+    fn a_queue_that_stays_full_is_not_waited_for_longer_than_that() {
+        let depot = tempfile::tempdir().unwrap();
+        let path = depot.path().join("socket");
+        let end = socket::socket(AddressFamily::Unix, SockType::Stream, SockFlag::empty(), None).unwrap();
+        socket::bind(end.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+        socket::listen(&end, socket::Backlog::new(1).unwrap()).unwrap();
+        let reached: Vec<_> = (0..4).map(|_| reach(&path, Duration::from_millis(50))).collect();
+        assert!(reached[0].is_ok());
+        assert_eq!(reached[3].as_ref().unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn a_stranger_does_not_speak_for_a_depot() {
+        let own = geteuid().as_raw();
+        assert!(is_trusted(0, own + 1) && is_trusted(own, own + 1) && is_trusted(own + 1, own + 1));
+        assert!(!is_trusted(own + 2, own + 1));
+    }
+
+    #[test]
     fn a_depot_may_lie_deep() {
         let depot = tempfile::tempdir().unwrap();
         let deep = depot.path().join("d".repeat(120)).join("e".repeat(120));
-        std::fs::create_dir_all(&deep).unwrap();
+        fs::create_dir_all(&deep).unwrap();
         let server = Server::start(&deep, answering()).unwrap();
         assert!(
             Client::connect(&deep).unwrap().ask::<bool>(&Request::Flush { wait: true }, &mut |_| {}).unwrap()

@@ -15,7 +15,7 @@ mod status;
 use std::io;
 use std::path::PathBuf;
 
-pub use client::{Client, Transfer};
+pub use client::{Client, News, Transfer};
 pub use protocol::{Answer, Bytes, Cause, Failure, LINE_BYTES_MAX, Request, Target, VERSION};
 pub use server::{Handler, Progress, Server};
 pub use service::Service;
@@ -32,6 +32,11 @@ pub enum Error {
     /// The socket's permissions, or the daemon, refused the caller.
     #[error("the daemon of {0} answers only the depot's owner and root")]
     NotAllowed(PathBuf, #[source] io::Error),
+    /// Somebody else listens in its place.
+    #[error(
+        "{0}: what listens there is run by user {1}, who is neither the depot's owner nor root: it is not asked"
+    )]
+    NotTheirs(PathBuf, u32),
     /// The socket cannot be made.
     #[error("the control socket of {0} cannot be opened")]
     Listen(PathBuf, #[source] io::Error),

@@ -8,6 +8,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::text;
+
 /// Version of the protocol; a peer of another one is told so and not served.
 pub const VERSION: u32 = 1;
 
@@ -71,8 +73,6 @@ pub enum Request {
         /// A level or a filter expression.
         level: String,
     },
-    /// Flush, unmount and end.
-    Stop,
 }
 
 /// What a `blob` command is about.
@@ -89,7 +89,8 @@ pub enum Target {
     Aside(String),
 }
 
-/// A name or path: any bytes. A JSON string where it is UTF-8, else an array of numbers.
+/// A name or path: any bytes. A JSON string where it is UTF-8, else an array of numbers; shown with its control characters
+/// escaped.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Bytes {
@@ -134,7 +135,7 @@ impl From<&OsStr> for Bytes {
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.as_os_str().display(), f)
+        f.write_str(&text::shown(self.as_bytes()))
     }
 }
 
@@ -148,8 +149,6 @@ pub enum Cause {
     Usage,
     /// There is no such thing.
     NotFound,
-    /// Bytes or index are not as they should be.
-    Problems,
     /// Something else is using it.
     Busy,
     /// The caller may not.
@@ -174,13 +173,7 @@ impl Failure {
 
     /// Something that went wrong with an error behind it: `what: error: its source: ...`.
     pub fn because(what: impl fmt::Display, error: &dyn std::error::Error) -> Failure {
-        let mut text = format!("{what}: {error}");
-        let mut source = error.source();
-        while let Some(error) = source {
-            text.push_str(&format!(": {error}"));
-            source = error.source();
-        }
-        Failure::new(Cause::Failed, text)
+        Failure::new(Cause::Failed, format!("{what}: {}", text::chain(error)))
     }
 }
 
@@ -295,7 +288,6 @@ mod tests {
             Request::BlobRescue { target: None },
             Request::BlobRescue { target: Some(Target::Aside("12".into())) },
             Request::LogLevel { level: "debug".into() },
-            Request::Stop,
         ] {
             let line = encode(&request).unwrap();
             assert_eq!(line.iter().filter(|b| **b == b'\n').count(), 1);

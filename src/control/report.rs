@@ -107,11 +107,12 @@ pub struct Space {
     pub available: u64,
 }
 
-/// Whether a provider works.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Whether a provider or the index works.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Health {
     /// It does.
+    #[default]
     Up,
     /// It does not, and why.
     Failing(String),
@@ -149,6 +150,8 @@ pub struct IndexStatus {
     pub bytes: u64,
     /// Those bytes over the bytes of all blobs; 0 while there are none.
     pub filestore_ratio: f64,
+    /// Whether it could be asked; the counts are 0 when not.
+    pub health: Health,
 }
 
 /// Content on its way into the filestore.
@@ -174,16 +177,16 @@ pub struct Trouble {
     pub why: String,
 }
 
-/// Bytes that were set aside.
+/// Bytes that were set aside, or cannot be sealed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Aside {
     /// The name `blob rescue` takes.
     pub name: String,
-    /// The path the bytes were written to, if known.
+    /// The path of a file that cannot be sealed; none for bytes that were set aside.
     pub path: Option<Bytes>,
     /// How many.
     pub bytes: u64,
-    /// Seconds since they were set aside.
+    /// Seconds since they were set aside, or written.
     pub age_s: u64,
     /// Why.
     pub why: String,

@@ -7,7 +7,7 @@ use std::fmt;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, lchown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,15 +15,17 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::AT_FDCWD;
 use nix::sys::socket::{Shutdown, getsockopt, shutdown, sockopt::PeerCredentials};
+use nix::sys::stat::{FchmodatFlags, Mode, fchmodat};
 
 use super::protocol::{self, Answer, Cause, Failure, LINE_BYTES_MAX, Line, Request};
 use super::socket::Address;
 use super::{Error, SOCKET};
-use crate::metrics;
+use crate::{metrics, text};
 
-/// Tells the waiting client one line of news.
-pub type Progress<'a> = &'a mut dyn FnMut(&str);
+/// Tells the waiting client one line of news; whether it still listens.
+pub type Progress<'a> = &'a mut dyn FnMut(&str) -> bool;
 
 /// What answers requests; given by `daemon`, called from many threads at once.
 pub type Handler = Arc<dyn Fn(Request, Progress<'_>) -> Result<Answer, Failure> + Send + Sync>;
@@ -58,11 +60,7 @@ impl Server {
                 _ => {}
             }
             let listener = UnixListener::bind(Address::of(depot)?.path())?;
-            // Who may talk is decided by peer credentials; the mode keeps everybody else from even connecting.
-            fs::set_permissions(depot.join(SOCKET), fs::Permissions::from_mode(0o600))?;
-            if crate::sys::process::is_root() {
-                std::os::unix::fs::lchown(depot.join(SOCKET), Some(owner.uid()), Some(owner.gid()))?;
-            }
+            make_private(&depot.join(SOCKET), &owner)?;
             Ok((listener, owner.uid()))
         };
         let (listener, owner) = listen().map_err(|error| Error::Listen(depot.into(), error))?;
@@ -83,6 +81,17 @@ impl Server {
         let closed = shutdown(self.listener.as_raw_fd(), Shutdown::Both);
         closed.inspect_err(|error| tracing::warn!(%error, "the control socket cannot be closed")).is_ok()
     }
+}
+
+/// Who may talk is decided by peer credentials; the mode keeps everybody else from even connecting.
+///
+/// The depot's owner may have put a link in the place of the socket, which is not followed.
+fn make_private(socket: &Path, owner: &fs::Metadata) -> io::Result<()> {
+    fchmodat(AT_FDCWD, socket, Mode::S_IRUSR | Mode::S_IWUSR, FchmodatFlags::NoFollowSymlink)?;
+    if crate::sys::process::is_root() {
+        lchown(socket, Some(owner.uid()), Some(owner.gid()))?;
+    }
+    Ok(())
 }
 
 impl Drop for Server {
@@ -220,9 +229,7 @@ fn read_line(reader: &mut impl BufRead, patience: Duration) -> io::Result<Option
 
 /// Runs the handler, and passes its news on.
 fn handle(stream: &UnixStream, shared: &Shared, request: Request) -> Result<Answer, Failure> {
-    (shared.handler)(request, &mut |news| {
-        let _ = say(stream, &Line::Progress(news.into()));
-    })
+    (shared.handler)(request, &mut |news| say(stream, &Line::Progress(news.into())).is_ok())
 }
 
 fn reply(stream: &UnixStream, answer: Result<Answer, Failure>) -> io::Result<()> {
@@ -231,10 +238,23 @@ fn reply(stream: &UnixStream, answer: Result<Answer, Failure>) -> io::Result<()>
         Err(failure) => say(stream, &Line::Error(failure)),
         Ok(Answer::Bytes { length, from }) => {
             say(stream, &Line::Bytes(length))?;
-            let copied = io::copy(&mut from.take(length), &mut &*stream)?;
+            let copied = io::copy(&mut Told(from).take(length), &mut &*stream)?;
             // Too few: the peer counts, and learns it from the end of the stream.
             if copied == length { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
         }
+    }
+}
+
+/// Bytes for a peer, whose failure the log tells: the peer only learns that they were too few.
+struct Told(Box<dyn Read + Send>);
+
+impl Read for Told {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer).inspect_err(|error| {
+            if error.kind() != io::ErrorKind::Interrupted {
+                tracing::error!("bytes that were asked for on the control socket: {}", text::chain(error));
+            }
+        })
     }
 }
 
@@ -259,6 +279,23 @@ mod tests {
             self.0 = &self.0[n..];
             Ok(n)
         }
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_the_socket_is_not_followed() {
+        use std::os::unix::fs::PermissionsExt;
+        let depot = tempfile::tempdir().unwrap();
+        let (other, socket) = (depot.path().join("other"), depot.path().join(SOCKET));
+        fs::write(&other, "").unwrap();
+        fs::set_permissions(&other, fs::Permissions::from_mode(0o644)).unwrap();
+        std::os::unix::fs::symlink(&other, &socket).unwrap();
+        let owner = fs::metadata(depot.path()).unwrap();
+        make_private(&socket, &owner).unwrap_err();
+        assert_eq!(fs::metadata(&other).unwrap().mode() & 0o777, 0o644);
+        fs::remove_file(&socket).unwrap();
+        let _listener = UnixListener::bind(&socket).unwrap();
+        make_private(&socket, &owner).unwrap();
+        assert_eq!(fs::metadata(&socket).unwrap().mode() & 0o777, 0o600);
     }
 
     #[test]

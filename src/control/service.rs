@@ -3,16 +3,17 @@
 use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
 use super::report::{Aside, Checksums, Flushed, Located, Place, Repository, Trouble, Verified};
 use super::{Answer, Bytes, Cause, Failure, Progress, Request, Target};
-use crate::change::{Change, Ino, Kind};
+use crate::change::{BlobRow, Change, Ino, Kind};
 use crate::checksum::{Checksum, hex};
 use crate::config::{Config, keys};
-use crate::filestore::{Filestore, Verdict};
+use crate::filestore::{self, Filestore, Verdict};
+use crate::text::{chain, shown};
 use crate::vfs::{self, Vfs};
 use crate::{index, metrics};
 
@@ -38,8 +39,6 @@ pub struct Service {
     pub started: Instant,
     /// Logs at this level from now on.
     pub set_log_level: SetLogLevel,
-    /// Makes the daemon flush, unmount and end; returns at once.
-    pub stop: Box<dyn Fn() + Send + Sync>,
     /// Whether a flush that nobody waits for is under way.
     pub flushing: Arc<AtomicBool>,
 }
@@ -50,7 +49,7 @@ impl Service {
     /// Does what is asked.
     pub fn answer(&self, request: Request, progress: Progress<'_>) -> Done {
         match request {
-            Request::Status => Answer::of(&self.status()?),
+            Request::Status => Answer::of(&self.status()),
             Request::Metrics => self.metrics(),
             Request::Flush { wait: true } => self.flush_and_wait(progress),
             Request::Flush { wait: false } => self.flush_meanwhile(),
@@ -61,19 +60,15 @@ impl Service {
             Request::BlobVerify { target } => self.verify(&target),
             Request::BlobCat { target } => self.cat(&target),
             Request::BlobChecksum { target } => self.checksums(&target),
-            Request::BlobRescue { target: None } => Answer::of(&set_aside(self.vfs.store())?),
+            Request::BlobRescue { target: None } => self.rescuable(),
             Request::BlobRescue { target: Some(target) } => self.rescue(&target),
             Request::LogLevel { level } => self.log_level(&level),
-            Request::Stop => {
-                (self.stop)();
-                Ok(Answer::done())
-            }
         }
     }
 
     /// The gauges that status knows, then all metrics.
     fn metrics(&self) -> Done {
-        self.status()?.set_gauges();
+        self.status().set_gauges();
         Ok(Answer::Value(Value::String(metrics::render())))
     }
 
@@ -84,17 +79,21 @@ impl Service {
         Ok(Answer::done())
     }
 
+    /// Flushes as long as somebody waits for it: what is left then is for the jobs.
     fn flush_and_wait(&self, progress: Progress<'_>) -> Done {
         let failed =
             |error: vfs::Error| Failure::because("not everything could be sealed and forced", &error);
+        let (begun, listening) = (Instant::now(), AtomicBool::new(true));
+        let go_on = || listening.load(SeqCst) && begun.elapsed() < FLUSH_LONGEST;
         let left = std::thread::scope(|scope| {
-            let flush = scope.spawn(|| self.vfs.flush_all(Instant::now() + FLUSH_LONGEST));
-            let mut next_news = Instant::now() + NEWS_PERIOD;
+            let flush = scope.spawn(|| self.vfs.flush_all(&go_on));
+            let mut next_news = begun + NEWS_PERIOD;
             while !flush.is_finished() {
                 std::thread::sleep(Duration::from_millis(2));
                 if Instant::now() >= next_news {
                     let status = self.vfs.status();
-                    progress(&format!("{} files with {} bytes to seal", status.closed, status.closed_bytes));
+                    let news = format!("{} files with {} bytes to seal", status.closed, status.closed_bytes);
+                    listening.store(progress(&news), SeqCst);
                     next_news = Instant::now() + NEWS_PERIOD;
                 }
             }
@@ -113,13 +112,16 @@ impl Service {
         }
         let (vfs, flushing) = (Arc::clone(&self.vfs), Arc::clone(&self.flushing));
         let flush = move || {
-            if let Err(error) = vfs.flush_all(Instant::now() + FLUSH_LONGEST) {
-                tracing::warn!("flush: not everything could be sealed and forced: {error}");
+            let begun = Instant::now();
+            if let Err(error) = vfs.flush_all(&|| begun.elapsed() < FLUSH_LONGEST) {
+                tracing::warn!("flush: not everything could be sealed and forced: {}", chain(&error));
             }
             flushing.store(false, SeqCst);
         };
-        let thread = std::thread::Builder::new().name("flush".into()).spawn(flush);
-        thread.map_err(|error| Failure::because("the flush cannot be started", &error))?;
+        if let Err(error) = std::thread::Builder::new().name("flush".into()).spawn(flush) {
+            self.flushing.store(false, SeqCst);
+            return Err(Failure::because("the flush cannot be started", &error));
+        }
         Ok(Answer::done())
     }
 
@@ -179,27 +181,24 @@ impl Service {
     }
 
     fn locate(&self, target: &Target) -> Done {
-        let (sum, size) = self.blob(target)?;
-        let store = self.vfs.store();
-        let stored = store.stat_blob(&sum).map_err(in_store)?;
+        let row = self.blob(target)?;
+        let sum = row.checksum;
+        let stored = self.vfs.store().stat_blob(&sum).map_err(in_store)?;
         let hex = sum.to_string();
         let path = self.config.file_system.dir.join(&hex[..2]).join(&hex);
         let place = Place { provider: "file-system".into(), path: Bytes::from(path.into_os_string()) };
-        let index = self.vfs.index();
-        let paths = index.names(&sum, PATHS_MAX).map_err(in_index)?;
-        let references = index.blob(&sum).map_err(in_index)?.map_or(0, |row| row.refs);
+        let paths = self.vfs.index().names(&sum, PATHS_MAX).map_err(in_index)?;
         Answer::of(&Located {
             sha1: hex,
-            size,
+            size: row.size,
             places: stored.map(|_| place).into_iter().collect(),
             paths: paths.iter().map(|path| Bytes::from(&path[..])).collect(),
-            references,
+            references: row.refs,
         })
     }
 
     fn verify(&self, target: &Target) -> Done {
-        let (sum, size) = self.blob(target)?;
-        let blake3 = self.vfs.index().blob(&sum).map_err(in_index)?.and_then(|row| row.blake3);
+        let BlobRow { checksum: sum, size, blake3, .. } = self.blob(target)?;
         let wrong = match self.vfs.store().verify(&sum, blake3.as_ref()).map_err(in_store)? {
             Verdict::Good { size: found, .. } if found == size => None,
             Verdict::Good { size: found, .. } => Some(format!("it has {found} bytes, the index says {size}")),
@@ -211,27 +210,19 @@ impl Service {
     }
 
     fn cat(&self, target: &Target) -> Done {
-        let (sum, size) = self.blob(target)?;
-        let blob = self.vfs.store().open_blob(&sum, size).map_err(in_store)?;
-        Ok(Answer::Bytes {
-            length: size,
-            from: Box::new(FromStart { read_at: move |b: &mut [u8], at| blob.read_at(b, at), offset: 0 }),
-        })
+        let BlobRow { checksum: sum, size, .. } = self.blob(target)?;
+        let vfs = Arc::clone(&self.vfs);
+        let mut blob = vfs.open_blob(&sum, size).map_err(|error| in_tree(&blob_name(&sum), &error))?;
+        let read_at = move |buffer: &mut [u8], at| {
+            vfs.read_blob(&mut blob, at, buffer).map_err(|error| io::Error::other(chain(&error)))
+        };
+        Ok(Answer::Bytes { length: size, from: Box::new(FromStart { read_at, offset: 0 }) })
     }
 
     fn checksums(&self, target: &Target) -> Done {
-        let row = match target {
-            Target::Checksum(_) => {
-                let (sum, _) = self.blob(target)?;
-                // The published digests are computed for files: any that shows the blob will do.
-                let paths = self.vfs.index().names(&sum, 1).map_err(in_index)?;
-                match paths.first() {
-                    Some(path) => self.vfs.checksums(self.file(path)?.0).map_err(in_tree)?,
-                    None => self.known_blob(&sum)?,
-                }
-            }
-            path => self.vfs.checksums(self.file(&self.path(path)?)?.0).map_err(in_tree)?,
-        };
+        let row = self.blob(target)?;
+        let name = blob_name(&row.checksum);
+        let row = self.vfs.checksums(row).map_err(|error| in_tree(&name, &error))?;
         let text = |bytes: Option<&[u8]>| bytes.map(hex).unwrap_or_default();
         Answer::of(&Checksums {
             sha1: row.checksum.to_string(),
@@ -242,8 +233,32 @@ impl Service {
         })
     }
 
+    /// Everything that `rescue` gives out: what was set aside, and what cannot be sealed.
+    fn rescuable(&self) -> Done {
+        let mut all = set_aside(self.vfs.store()).map_err(in_store)?;
+        for file in self.vfs.status().unsealable {
+            let row = self.vfs.index().staged_of(file.ino).map_err(in_index)?;
+            let Some(row) = row.filter(|row| row.failed.is_some()) else { continue };
+            // One that is lost is still what somebody looks for.
+            let stat = self.vfs.store().stat_staging(row.file).ok();
+            let written = stat.map_or(row.mtime, |stat| stat.mtime);
+            let written = UNIX_EPOCH + Duration::from_nanos(written.try_into().unwrap_or(0));
+            all.push(Aside {
+                name: file.staging,
+                path: Some(Bytes::Text(file.path)),
+                bytes: stat.map_or(0, |stat| stat.size),
+                age_s: age_s(written),
+                why: file.why,
+            });
+        }
+        Answer::of(&all)
+    }
+
     fn rescue(&self, target: &Target) -> Done {
-        let Target::Aside(name) = target else { return self.rescue_path(&self.path(target)?) };
+        let Target::Aside(name) = target else {
+            let path = self.path(target)?;
+            return self.rescue_unsealable(self.file(&path)?, &shown(&path));
+        };
         let aside = self.vfs.store().aside().map_err(in_store)?;
         if let Some(file) = aside.into_iter().find(|file| file.name.to_string() == *name) {
             let opened = std::fs::File::open(&file.path);
@@ -253,17 +268,15 @@ impl Service {
         }
         let unsealable = self.vfs.status().unsealable;
         match unsealable.iter().find(|file| file.staging == *name) {
-            Some(file) => self.rescue_path(file.path.as_bytes()),
+            Some(file) => self.rescue_unsealable(file.ino, &file.path),
             None => Err(Failure::new(Cause::NotFound, format!("nothing called {name} was set aside"))),
         }
     }
 
-    fn rescue_path(&self, path: &[u8]) -> Done {
-        let (ino, _) = self.file(path)?;
+    fn rescue_unsealable(&self, ino: Ino, shown: &str) -> Done {
         let row = self.vfs.index().staged_of(ino).map_err(in_index)?;
         let Some(row) = row.filter(|row| row.failed.is_some()) else {
-            let text =
-                format!("{}: nothing is wrong with it, read it as usual", String::from_utf8_lossy(path));
+            let text = format!("{shown}: nothing is wrong with it, read it as usual");
             return Err(Failure::new(Cause::NotFound, text));
         };
         let broken = |error: io::Error| Failure::because("its staging file cannot be read", &error);
@@ -288,55 +301,54 @@ impl Service {
     }
 
     /// The blob that a target names or shows; a file that waits to be sealed is sealed first.
-    fn blob(&self, target: &Target) -> Result<(Checksum, u64), Failure> {
+    fn blob(&self, target: &Target) -> Result<BlobRow, Failure> {
         if let Target::Checksum(text) = target {
             let refuse =
                 || Failure::new(Cause::Usage, format!("\"{text}\" is not a SHA-1 checksum (40 hex digits)"));
-            let row = self.known_blob(&Checksum::parse(text).ok_or_else(refuse)?)?;
-            return Ok((row.checksum, row.size));
+            return self.known_blob(&Checksum::parse(text).ok_or_else(refuse)?);
         }
         let path = self.path(target)?;
-        let (ino, _) = self.file(&path)?;
-        self.vfs.seal_if_closed(ino).map_err(in_tree)?;
-        let (_, content) = self.file(&path)?;
-        let unsealed = self.vfs.index().staged_of(ino).map_err(in_index)?.is_some();
-        content.filter(|_| !unsealed).ok_or_else(|| {
-            let text =
-                format!("{}: it is being written, so it has no checksum yet", String::from_utf8_lossy(&path));
+        let shown = shown(&path);
+        let row = self.vfs.sealed_blob(self.file(&path)?).map_err(|error| in_tree(&shown, &error))?;
+        row.ok_or_else(|| {
+            let text = format!("{shown}: it is being written, so it has no checksum yet");
             Failure::new(Cause::Busy, text)
         })
     }
 
-    fn known_blob(&self, sum: &Checksum) -> Result<crate::change::BlobRow, Failure> {
+    fn known_blob(&self, sum: &Checksum) -> Result<BlobRow, Failure> {
         let row = self.vfs.index().blob(sum).map_err(in_index)?;
         row.ok_or_else(|| {
             Failure::new(Cause::NotFound, format!("no file has content with the checksum {sum}"))
         })
     }
 
-    /// Inode and content of the regular file at a path from the root of the tree.
-    fn file(&self, path: &[u8]) -> Result<(Ino, Option<(Checksum, u64)>), Failure> {
-        let shown = String::from_utf8_lossy(path);
+    /// Inode of the regular file at a path from the root of the tree.
+    fn file(&self, path: &[u8]) -> Result<Ino, Failure> {
         let inode = self.vfs.index().resolve(path).map_err(in_index)?;
-        let inode = inode
-            .ok_or_else(|| Failure::new(Cause::NotFound, format!("there is no {shown} in the depot")))?;
+        let absent = || Failure::new(Cause::NotFound, format!("there is no {} in the depot", shown(path)));
+        let inode = inode.ok_or_else(absent)?;
         if inode.kind != Kind::File {
-            return Err(Failure::new(Cause::Failed, format!("{shown} is not a regular file")));
+            return Err(Failure::new(Cause::Failed, format!("{} is not a regular file", shown(path))));
         }
-        Ok((inode.ino, inode.checksum.map(|sum| (sum, inode.size))))
+        Ok(inode.ino)
     }
 }
 
 /// Bytes that were set aside, for people.
-pub(super) fn set_aside(store: &Filestore) -> Result<Vec<Aside>, Failure> {
-    let now = SystemTime::now();
-    let age = |since: SystemTime| now.duration_since(since).unwrap_or_default().as_secs();
-    let mut found = Vec::new();
-    for file in store.aside().map_err(in_store)? {
-        let (name, bytes, age_s) = (file.name.to_string(), file.size, age(file.since));
-        found.push(Aside { name, path: None, bytes, age_s, why: file.why });
-    }
-    Ok(found)
+pub(super) fn set_aside(store: &Filestore) -> filestore::Result<Vec<Aside>> {
+    let for_people = |file: filestore::Aside| Aside {
+        name: file.name.to_string(),
+        path: None,
+        bytes: file.size,
+        age_s: age_s(file.since),
+        why: file.why,
+    };
+    Ok(store.aside()?.into_iter().map(for_people).collect())
+}
+
+fn age_s(since: SystemTime) -> u64 {
+    SystemTime::now().duration_since(since).unwrap_or_default().as_secs()
 }
 
 /// Files whose seal failed, for people.
@@ -345,16 +357,20 @@ pub(super) fn troubles(status: &vfs::status::Status) -> Vec<Trouble> {
     status.unsealable.iter().map(trouble).collect()
 }
 
-pub(super) fn in_index(error: index::Error) -> Failure {
+fn in_index(error: index::Error) -> Failure {
     Failure::because("the index could not answer", &error)
 }
 
-pub(super) fn in_store(error: crate::filestore::Error) -> Failure {
+fn in_store(error: filestore::Error) -> Failure {
     Failure::because("the filestore could not answer", &error)
 }
 
-fn in_tree(error: vfs::Error) -> Failure {
-    Failure::because("the file could not be used", &error)
+fn in_tree(what: &str, error: &vfs::Error) -> Failure {
+    Failure::because(format!("{what} could not be used"), error)
+}
+
+fn blob_name(sum: &Checksum) -> String {
+    format!("blob {sum}")
 }
 
 /// Reads from the beginning what can be read at an offset.
@@ -363,7 +379,7 @@ struct FromStart<R> {
     offset: u64,
 }
 
-impl<R: Fn(&mut [u8], u64) -> io::Result<usize>> Read for FromStart<R> {
+impl<R: FnMut(&mut [u8], u64) -> io::Result<usize>> Read for FromStart<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let n = (self.read_at)(buffer, self.offset)?;
         self.offset += n as u64;

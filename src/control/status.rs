@@ -1,19 +1,21 @@
 //! Taking stock for `status` and the metrics.
+//!
+//! What cannot be asked is said to be failing, and the rest is told all the same.
 
-use super::report::{Counts, IndexStatus, Layer, MountStatus, Pending, Reads, Status, Trouble};
-use super::service::{Service, in_index, set_aside, troubles};
-use super::{Cause, Failure};
+use super::report::{Counts, Health, IndexStatus, Layer, MountStatus, Pending, Reads, Status, Trouble};
+use super::service::{Service, set_aside, troubles};
 use crate::checksum::Checksum;
 use crate::config::Config;
 use crate::filestore::Filestore;
-use crate::index::Index;
+use crate::index::{self, Index};
 use crate::metrics;
+use crate::text::{chain, shown};
 
 impl Service {
     /// Everything at once.
-    pub(super) fn status(&self) -> Result<Status, Failure> {
+    pub(super) fn status(&self) -> Status {
         let tree = self.vfs.status();
-        let mut status = Status::of_depot(&self.config, self.vfs.index(), self.vfs.store())?;
+        let mut status = Status::of_depot(&self.config, self.vfs.index(), self.vfs.store());
         status.running = true;
         status.mount = Some(MountStatus { age_s: self.started.elapsed().as_secs(), ..self.mount.clone() });
         status.durability = tree.durability.into();
@@ -30,17 +32,49 @@ impl Service {
         status.failed = troubles(&tree);
         let damaged = |(sum, why): &(Checksum, String)| Trouble { what: sum.to_string(), why: why.clone() };
         status.damaged = tree.damaged.iter().map(damaged).collect();
-        status.reports = tree.reports;
-        Ok(status)
+        status.reports.extend(tree.reports);
+        status
     }
 }
 
 impl Status {
     /// What index and filestore tell, whether they are mounted or not.
-    pub fn of_depot(config: &Config, index: &Index, store: &Filestore) -> Result<Status, Failure> {
-        let totals = index.counts().map_err(in_index)?;
-        let counts = Counts {
-            repositories: index.repositories().map_err(in_index)?.len() as u64,
+    fn of_depot(config: &Config, index: &Index, store: &Filestore) -> Status {
+        let mut status = Status {
+            depot: config.depot.display().to_string(),
+            id: config.id.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            durability: config.durability.name().into(),
+            chain: vec![layer(store)],
+            ..Status::default()
+        };
+        status.index.path = config.index.join("index.db").display().to_string();
+        if let Err(error) = status.ask_index(index) {
+            status.index.health = Health::Failing(chain(&error));
+        }
+        match set_aside(store) {
+            Ok(aside) => status.aside = aside,
+            Err(error) => {
+                status.reports.push(format!("what was set aside cannot be listed: {}", chain(&error)));
+            }
+        }
+        status
+    }
+
+    /// What a mount of a depot that has none would find.
+    pub fn offline(config: &Config, index: &Index, store: &Filestore) -> Status {
+        let mut status = Status::of_depot(config, index, store);
+        match unsealable(index) {
+            Ok(failed) => status.failed = failed,
+            Err(error) => status.index.health = Health::Failing(chain(&error)),
+        }
+        status
+    }
+
+    fn ask_index(&mut self, index: &Index) -> index::Result<()> {
+        let totals = index.counts()?;
+        self.counts = Counts {
+            repositories: index.repositories()?.len() as u64,
             directories: totals.directories,
             files: totals.files,
             others: totals.other,
@@ -49,40 +83,27 @@ impl Status {
             blobs: totals.blobs,
             blob_bytes: totals.physical_bytes,
         };
-        let bytes = index.file_bytes().map_err(in_index)?;
-        let chain = serde_json::to_value(store.status()).and_then(serde_json::from_value::<Layer>);
-        let chain = chain.map_err(|error| {
-            Failure::new(Cause::Failed, format!("the chain's state is unreadable: {error}"))
-        })?;
-        Ok(Status {
-            depot: config.depot.display().to_string(),
-            id: config.id.clone(),
-            version: env!("CARGO_PKG_VERSION").into(),
-            durability: config.durability.name().into(),
-            chain: vec![chain],
-            counts,
-            dedup_ratio: ratio(counts.logical_bytes, counts.blob_bytes).unwrap_or(1.0),
-            index: IndexStatus {
-                path: config.index.join("index.db").display().to_string(),
-                bytes,
-                filestore_ratio: ratio(bytes, counts.blob_bytes).unwrap_or(0.0),
-            },
-            aside: set_aside(store)?,
-            ..Status::default()
-        })
+        let (counts, bytes) = (&self.counts, index.file_bytes()?);
+        self.dedup_ratio = ratio(counts.logical_bytes, counts.blob_bytes).unwrap_or(1.0);
+        let filestore_ratio = ratio(bytes, counts.blob_bytes).unwrap_or(0.0);
+        self.index = IndexStatus { bytes, filestore_ratio, ..std::mem::take(&mut self.index) };
+        Ok(())
     }
 
     /// Puts what is known here into the gauges of the same meaning.
     pub(super) fn set_gauges(&self) {
         let (counts, pending) = (&self.counts, &self.pending);
-        metrics::FILES.set(counts.files);
-        metrics::DIRECTORIES.set(counts.directories);
-        metrics::REPOSITORIES.set(counts.repositories);
+        // What could not be asked keeps the figures of the last time.
+        if self.index.health == Health::Up {
+            metrics::FILES.set(counts.files);
+            metrics::DIRECTORIES.set(counts.directories);
+            metrics::REPOSITORIES.set(counts.repositories);
+            metrics::LOGICAL_BYTES.set(counts.logical_bytes);
+            metrics::BLOBS.set(counts.blobs);
+            metrics::BLOB_BYTES.set(counts.blob_bytes);
+            metrics::INDEX_BYTES.set(self.index.bytes);
+        }
         metrics::ORPHANS.set(counts.orphans);
-        metrics::LOGICAL_BYTES.set(counts.logical_bytes);
-        metrics::BLOBS.set(counts.blobs);
-        metrics::BLOB_BYTES.set(counts.blob_bytes);
-        metrics::INDEX_BYTES.set(self.index.bytes);
         metrics::DIRTY.set(pending.dirty);
         metrics::CLOSED.set(pending.closed);
         metrics::QUEUED_BYTES.set(pending.bytes);
@@ -92,6 +113,33 @@ impl Status {
             metrics::FILESTORE_FREE.set(space.available);
         }
     }
+}
+
+/// The chain as it says itself that it does.
+fn layer(store: &Filestore) -> Layer {
+    let status = store.status();
+    let kind = status.kind;
+    let told = serde_json::to_value(status).and_then(serde_json::from_value::<Layer>);
+    told.unwrap_or_else(|error| Layer {
+        kind: kind.into(),
+        directory: None,
+        file_system: None,
+        reflink: false,
+        space: None,
+        health: Health::Failing(format!("what it tells cannot be read: {error}")),
+        children: Vec::new(),
+    })
+}
+
+/// Files whose seal failed, as the index remembers them.
+fn unsealable(index: &Index) -> index::Result<Vec<Trouble>> {
+    let mut found = Vec::new();
+    for row in index.staged()? {
+        let Some(why) = row.failed else { continue };
+        let path = index.path(row.ino)?.unwrap_or_default();
+        found.push(Trouble { what: shown(&path), why });
+    }
+    Ok(found)
 }
 
 fn ratio(a: u64, b: u64) -> Option<f64> {

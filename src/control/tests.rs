@@ -122,6 +122,26 @@ fn peers_that_leave_in_the_middle_leave_their_places() {
 }
 
 #[test]
+fn whoever_works_for_a_peer_learns_that_it_left() {
+    let depot = tempfile::tempdir().unwrap();
+    let (left, learnt) = std::sync::mpsc::channel();
+    let handler: Handler = Arc::new(move |_, progress| {
+        while progress("still at it") {
+            thread::sleep(Duration::from_millis(2));
+        }
+        left.send(()).unwrap();
+        Ok(Answer::done())
+    });
+    let _server = Server::start(depot.path(), handler).unwrap();
+    let mut stream = connect(depot.path());
+    stream.write_all(b"{\"v\":1,\"request\":\"flush\",\"wait\":true}\n").unwrap();
+    stream.read_exact(&mut [0; 1000]).unwrap();
+    assert!(learnt.try_recv().is_err());
+    drop(stream);
+    learnt.recv_timeout(Duration::from_secs(20)).unwrap();
+}
+
+#[test]
 fn a_crowd_of_peers_is_turned_away_one_by_one() {
     let depot = tempfile::tempdir().unwrap();
     let _server = server(depot.path());

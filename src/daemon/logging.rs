@@ -37,8 +37,7 @@ pub struct Logging {
 
 /// Starts logging for the rest of the process.
 pub fn start(log: &config::Log, background: bool) -> anyhow::Result<Logging> {
-    let level = std::env::var(VARIABLE).unwrap_or_else(|_| log.level.clone());
-    let (filter, handle) = reload::Layer::new(filter(&level)?);
+    let (filter, handle) = reload::Layer::new(first_filter(log)?);
     let registry = tracing_subscriber::registry().with(filter);
     let plain = fmt::layer().with_ansi(false);
     let mut file = None;
@@ -76,6 +75,14 @@ impl Logging {
     /// A descriptor of the log file, for what writes to standard error behind our back (a panic, SQLite).
     pub fn standard_error(&self) -> Option<File> {
         self.file.as_ref()?.file.lock().try_clone().ok()
+    }
+}
+
+/// The filter at the start: the variable's, else that of depot.toml.
+fn first_filter(log: &config::Log) -> anyhow::Result<EnvFilter> {
+    match std::env::var(VARIABLE) {
+        Ok(level) => filter(&level).with_context(|| format!("the variable {VARIABLE} cannot be used")),
+        Err(_) => filter(&log.level).context("log.level in depot.toml cannot be used"),
     }
 }
 

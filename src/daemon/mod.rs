@@ -10,7 +10,7 @@
 //!
 //! It ends when the tree is unmounted, by whomever: then the control socket closes, the jobs are told to end, everything is
 //! forced and then sealed, and the process ends, which gives back the lock. Nothing is waited for without a limit: whatever
-//! is left over is for the next mount. SIGTERM, SIGINT and the request `stop` flush and unmount first; when the mount is
+//! is left over is for the next mount. SIGTERM and SIGINT flush and unmount first; when the mount is
 //! busy it is detached, its users get some seconds, and then the daemon ends all the same.
 
 pub mod detach;
@@ -86,7 +86,7 @@ pub fn run(plan: &Plan, handover: Option<Handover>) -> anyhow::Result<()> {
     let watchdog = watch::start().context("the watchdog cannot be started")?;
     let jobs = jobs::start(&vfs).context("the background jobs cannot be started")?;
     let stop = Stop::new(&plan.mountpoint, &vfs);
-    let server = control::Server::start(&plan.depot, service(plan, config, &vfs, &logging, &stop, started))?;
+    let server = control::Server::start(&plan.depot, service(plan, config, &vfs, &logging, started))?;
     let signals = handle_signals(&stop, &logging)?;
     announce(plan, handover, &logging, started);
 
@@ -142,7 +142,6 @@ fn service(
     config: Config,
     vfs: &Arc<Vfs>,
     logging: &Logging,
-    stop: &Arc<Stop>,
     started: Instant,
 ) -> control::Handler {
     let mount = MountStatus {
@@ -153,14 +152,13 @@ fn service(
         read_only: plan.options.read_only,
         subdir: plan.options.subdir.clone().unwrap_or_default(),
     };
-    let (logging, stop) = (logging.clone(), Arc::clone(stop));
+    let logging = logging.clone();
     let service = Service {
         config,
         vfs: Arc::clone(vfs),
         mount,
         started,
         set_log_level: Box::new(move |level| logging.set_level(level).map_err(|error| format!("{error:#}"))),
-        stop: Box::new(move || stop.begin("asked to")),
         flushing: Arc::default(),
     };
     Arc::new(move |request, progress| service.answer(request, progress))
@@ -178,7 +176,7 @@ fn handle_signals(stop: &Arc<Stop>, logging: &Logging) -> anyhow::Result<signal_
                     Ok(()) => tracing::info!("log opened again"),
                     Err(error) => tracing::error!("{error:#}"),
                 },
-                _ => stop.begin("signalled"),
+                _ => stop.begin(),
             }
         }
     });
@@ -230,11 +228,11 @@ impl Stop {
     }
 
     /// Starts to stop, once; returns at once.
-    fn begin(self: &Arc<Stop>, why: &str) {
+    fn begin(self: &Arc<Stop>) {
         if self.begun.swap(true, SeqCst) {
             return;
         }
-        tracing::info!("stopping: {why}");
+        tracing::info!("stopping: signalled");
         notify::notify("STOPPING=1\nSTATUS=sealing and forcing what was written");
         let stop = Arc::clone(self);
         let thread = std::thread::Builder::new().name("stop".into()).spawn(move || stop.run());

@@ -1,18 +1,18 @@
 //! Bytes that could not be sealed: kept in `_aside/` with the reason beside them until somebody rescues them or they age.
 
-use std::fs::{File, Metadata};
 use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::fcntl::OFlag;
-use nix::sys::stat::SFlag;
+use nix::sys::stat::{FileStat, SFlag};
 
 use super::error::{Doing, Result};
 use super::staging::{StagingDir, parse_name, staging_path};
 use super::volume::{ASIDE, PRE};
 use crate::change::StagingName;
 use crate::failpoint;
+use crate::text::chain;
 
 /// How long set-aside bytes are kept.
 pub const KEPT_FOR: Duration = Duration::from_secs(14 * 24 * 3600);
@@ -85,32 +85,28 @@ impl StagingDir {
 
     fn one_aside(&self, name: StagingName) -> Result<Option<Aside>> {
         let path = bytes_path(name);
-        let Some((_, bytes)) = self.plain_file(&path)? else { return Ok(None) };
-        let mut why = Vec::new();
-        let mut since = bytes.modified().doing("stat", self.volume.at(&path))?;
-        if let Some((reason, metadata)) = self.plain_file(&reason_path(name))? {
-            // A note is for people: one that somebody spoiled must not hide the bytes it belongs to.
-            let at = || self.volume.at(&reason_path(name));
-            reason.take(REASON_BYTES_MAX).read_to_end(&mut why).doing("read", at())?;
-            since = metadata.modified().doing("stat", at())?;
-        }
-        Ok(Some(Aside {
-            name,
-            path: self.volume.at(&path),
-            size: bytes.len(),
-            why: String::from_utf8_lossy(&why).trim_end().to_owned(),
-            since,
-        }))
+        let Some(bytes) = self.volume.stat(&path)?.filter(is_plain) else { return Ok(None) };
+        // A note is for people: one that somebody spoiled must not hide the bytes it belongs to.
+        let (why, since) = match self.note(name) {
+            Ok(Some(note)) => note,
+            Ok(None) => (String::new(), moved_at(&bytes)),
+            Err(error) => (format!("why is not known: {}", chain(&error)), moved_at(&bytes)),
+        };
+        Ok(Some(Aside { name, path: self.volume.at(&path), size: bytes.st_size as u64, why, since }))
     }
 
-    /// Opens a regular file; `None` when there is none, or something else, which opening could wait for.
-    fn plain_file(&self, path: &str) -> Result<Option<(File, Metadata)>> {
-        match self.volume.stat(path)? {
-            Some(stat) if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFREG => {
-                self.volume.open_file(path, OFlag::O_RDONLY)
-            }
-            _ => Ok(None),
+    /// Why something was set aside, and when; `None` without a note.
+    fn note(&self, name: StagingName) -> Result<Option<(String, SystemTime)>> {
+        let path = reason_path(name);
+        // Opening something else could wait for ever.
+        if !self.volume.stat(&path)?.is_some_and(|found| is_plain(&found)) {
+            return Ok(None);
         }
+        let Some((note, metadata)) = self.volume.open_file(&path, OFlag::O_RDONLY)? else { return Ok(None) };
+        let mut why = Vec::new();
+        note.take(REASON_BYTES_MAX).read_to_end(&mut why).doing("read", self.volume.at(&path))?;
+        let since = metadata.modified().doing("stat", self.volume.at(&path))?;
+        Ok(Some((String::from_utf8_lossy(&why).trim_end().to_owned(), since)))
     }
 
     /// Deletes what was set aside longer ago than `age`, and tells what it was.
@@ -132,4 +128,14 @@ impl StagingDir {
         self.volume.remove(&reason_path(name))?;
         Ok(())
     }
+}
+
+/// Whether it is a regular file.
+fn is_plain(found: &FileStat) -> bool {
+    SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT == SFlag::S_IFREG
+}
+
+/// When bytes without a note were set aside, or later: moving them was a change of the file.
+fn moved_at(bytes: &FileStat) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(bytes.st_ctime.try_into().unwrap_or(0))
 }

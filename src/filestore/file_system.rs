@@ -16,11 +16,12 @@ use super::blob::BlobFile;
 use super::error::{Doing, Error, Result};
 use super::provider::{Blob, Health, Listed, Provider, ProviderStatus, Staged, Visit};
 use super::staging::{StagingDir, staging_path};
-use super::volume::{ASIDE, HERE, MARKER, NotForced, PRE, ToForce, Volume};
+use super::volume::{ASIDE, HERE, MARKER, NotForced, PRE, ToForce, Volume, Work, tidied};
 use crate::change::StagingName;
 use crate::checksum::Checksum;
 use crate::failpoint;
 use crate::sys::file;
+use crate::text;
 
 /// Mode of the folders that blobs are in: a blob's own mode says who reads it.
 const FOLDER_MODE: u32 = 0o755;
@@ -165,7 +166,7 @@ impl FileSystem {
         // A crash here leaves the broken blob, and a temporary name, which the next open removes.
         failpoint::hit("heal.linked");
         if let Err(e) = self.volume.rename(&temporary, to) {
-            self.volume.remove(&temporary)?;
+            tidied(self.volume.remove(&temporary));
             return Err(e);
         }
         failpoint::hit("heal.renamed");
@@ -197,12 +198,39 @@ impl FileSystem {
     }
 
     /// Takes back the names that a failed batch made; the staging files are then theirs alone again.
-    fn take_back(&self, batch: &[(Checksum, Staged)], placed: &[Placed]) -> Result<()> {
+    fn take_back(&self, batch: &[(Checksum, Staged)], placed: &[Placed]) {
         for ((sum, staged), placed) in batch.iter().zip(placed) {
             if *placed == Placed::New {
-                self.volume.remove(&blob_path(sum))?;
-                self.staging.make_own(staged.name)?;
+                tidied(self.volume.remove(&blob_path(sum)).and_then(|_| self.staging.make_own(staged.name)));
             }
+        }
+    }
+
+    /// Puts a batch, all of it or nothing.
+    fn put_all(&self, batch: &[(Checksum, Staged)]) -> Result<()> {
+        self.write_back(batch)?;
+        let mut placed = Vec::with_capacity(batch.len());
+        for (sum, staged) in batch {
+            match self.place(sum, staged) {
+                Ok(one) => placed.push(one),
+                Err(e) => {
+                    // The one that failed may wear a blob's mode already; writing it again takes that off.
+                    self.take_back(batch, &placed);
+                    return Err(e);
+                }
+            }
+        }
+        if let Err(failed) = self.force_placed(batch) {
+            if let Some(i) = failed.file {
+                self.refused(&batch[i], placed[i]);
+            }
+            self.take_back(batch, &placed);
+            return Err(failed.error);
+        }
+        failpoint::hit("put.forced");
+        let mut distrusted = self.distrusted.lock();
+        if !distrusted.is_empty() {
+            distrusted.retain(|sum| !batch.iter().any(|(put, _)| put == sum));
         }
         Ok(())
     }
@@ -291,31 +319,10 @@ impl Provider for FileSystem {
     }
 
     fn put(&self, batch: &[(Checksum, Staged)]) -> Result<()> {
-        self.write_back(batch)?;
-        let mut placed = Vec::with_capacity(batch.len());
-        for (sum, staged) in batch {
-            match self.place(sum, staged) {
-                Ok(one) => placed.push(one),
-                Err(e) => {
-                    // The one that failed may wear a blob's mode already; writing it again takes that off.
-                    self.take_back(batch, &placed)?;
-                    return Err(e);
-                }
-            }
+        if batch.is_empty() {
+            return Ok(());
         }
-        if let Err(failed) = self.force_placed(batch) {
-            if let Some(i) = failed.file {
-                self.refused(&batch[i], placed[i]);
-            }
-            self.take_back(batch, &placed)?;
-            return Err(failed.error);
-        }
-        failpoint::hit("put.forced");
-        let mut distrusted = self.distrusted.lock();
-        if !distrusted.is_empty() {
-            distrusted.retain(|sum| !batch.iter().any(|(put, _)| put == sum));
-        }
-        Ok(())
+        self.volume.noted(Work::Put, self.put_all(batch))
     }
 
     fn detach(&self, sum: &Checksum, name: StagingName) -> Result<()> {
@@ -343,9 +350,9 @@ impl Provider for FileSystem {
             .inspect(|()| failpoint::hit("detach.forced"))
             .and_then(|()| self.staging.make_own(name));
         if let Err(e) = replaced {
-            self.volume.remove(&temporary)?;
+            tidied(self.volume.remove(&temporary));
             if !there {
-                self.staging.discard(name)?;
+                tidied(self.staging.discard(name));
             }
             return Err(e);
         }
@@ -379,15 +386,13 @@ impl Provider for FileSystem {
 
     fn status(&self) -> ProviderStatus {
         let space = self.volume.space();
+        let failing = space.as_ref().err().map(|error| text::chain(error)).or_else(|| self.volume.failing());
         ProviderStatus {
             kind: "file-system",
             directory: Some(self.volume.path().to_owned()),
             file_system: Some(self.volume.file_system().name().to_owned()),
             reflink: self.reflink,
-            health: match &space {
-                Ok(_) => Health::Up,
-                Err(e) => Health::Failing(e.to_string()),
-            },
+            health: failing.map_or(Health::Up, Health::Failing),
             space: space.ok(),
             children: Vec::new(),
         }

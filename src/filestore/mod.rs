@@ -226,10 +226,19 @@ impl Filestore {
 
     /// Reads every byte of a blob and compares: by BLAKE3 where the caller knows it, which is faster, else by SHA-1.
     pub fn verify(&self, sum: &Checksum, blake3: Option<&[u8; 32]>) -> Result<Verdict> {
-        let Some(blob) = self.open_any(sum)? else { return Ok(Verdict::Missing) };
-        let size = blob.size();
-        let (good, found) = look_at(&blob, sum, blake3).doing("read all of blob", sum.to_string())?;
-        Ok(if good { Verdict::Good { blake3: found, size } } else { Verdict::Altered { size } })
+        loop {
+            let Some(blob) = self.open_any(sum)? else { return Ok(Verdict::Missing) };
+            let size = blob.size();
+            let (good, found) = look_at(&blob, sum, blake3).doing("read all of blob", sum.to_string())?;
+            // A blob's file can change hands and be written while it is read: then what was read is nobody's.
+            if self.open_any(sum)?.is_some_and(|now| now.file_ino() == blob.file_ino()) {
+                return Ok(if good {
+                    Verdict::Good { blake3: found, size }
+                } else {
+                    Verdict::Altered { size }
+                });
+            }
+        }
     }
 
     /// How the chain does.

@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 
 use super::blob::{BlobFile, read_fully};
 use super::error::{Doing, Error, Result};
-use super::volume::{PRE, ToForce, Volume};
+use super::volume::{PRE, ToForce, Volume, Work, tidied};
 use crate::change::StagingName;
 use crate::checksum::{self, Digest};
 use crate::crowd::Crowd;
@@ -94,8 +94,10 @@ impl StagingDir {
     /// Makes an empty staging file that did not exist.
     pub fn create(&self, name: StagingName) -> Result<StagingWriter> {
         let path = staging_path(name);
-        failpoint::call("staging.create").doing("create", self.volume.at(&path))?;
-        Ok(StagingWriter { file: self.volume.create_file(&path, OWN_MODE)? })
+        let created = failpoint::call("staging.create")
+            .doing("create", self.volume.at(&path))
+            .and_then(|()| self.volume.create_file(&path, OWN_MODE));
+        Ok(StagingWriter { file: self.volume.noted(Work::Stage, created)? })
     }
 
     /// Makes a staging file of the first `limit` bytes of a blob, sharing blocks where possible; nothing on failure.
@@ -105,7 +107,7 @@ impl StagingDir {
         match copied.and_then(|()| file::copy_start(blob, &writer, limit.min(blob.size()))) {
             Ok(()) => Ok(writer),
             Err(e) => {
-                self.discard(name)?;
+                tidied(self.discard(name));
                 Err(e).doing("copy a blob into", self.volume.at(&staging_path(name)))
             }
         }
@@ -191,12 +193,13 @@ impl StagingDir {
             }
         }
         let folders: &[&str] = if all_named || self.volume.names_follow_files() { &[] } else { &[PRE] };
-        if let Err(failed) = self.volume.force(&files, folders) {
+        let outcome = self.volume.force(&files, folders).map_err(|failed| {
             if let Some(i) = failed.file {
                 self.refuse(names[i]);
             }
-            return Err(failed.error);
-        }
+            failed.error
+        });
+        self.volume.noted(Work::Force, outcome)?;
         let mut forced = self.forced.lock();
         for name in names {
             forced.entry(*name).or_insert(Forced::Name);

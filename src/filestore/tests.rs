@@ -12,6 +12,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tempfile::TempDir;
 
 use super::laws::{bytes_of, fresh_name, listed, open, put, staged, sum_of};
+use super::volume::{Volume, Work};
 use super::*;
 
 const ID: [u8; 16] = [0xab; 16];
@@ -504,6 +505,44 @@ fn latches_of_a_batch_are_taken_once_each_and_in_order() {
     assert_eq!(order, [1, 2, 3]);
     drop(held);
     drop(depot.store.latch(&sums[0]));
+}
+
+#[test]
+fn a_blob_whose_file_changes_hands_meanwhile_is_not_called_altered() {
+    let depot = Depot::new();
+    let bytes = vec![7; 1 << 20];
+    let sum = put(depot.provider(), &bytes);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            for _ in 0..200 {
+                let name = fresh_name();
+                depot.store.detach(&depot.store.latch(&sum), name).unwrap();
+                depot.store.open_staging_writer(name).unwrap().write_at(&[9; 4096], 500_000).unwrap();
+                depot.store.discard(name).unwrap();
+            }
+        });
+        while !writer.is_finished() {
+            let verdict = depot.store.verify(&sum, None).unwrap();
+            assert!(matches!(verdict, Verdict::Good { .. }), "{verdict:?}");
+        }
+    });
+}
+
+#[test]
+fn the_disk_is_failing_until_what_failed_works_again() {
+    let depot = Depot::new();
+    let volume = Volume::open(&depot.dir, ID).unwrap();
+    let refused = |errno| Err::<(), _>(io::Error::from_raw_os_error(errno)).doing("force", &depot.dir);
+    let fails = |work, errno| volume.noted(work, refused(errno)).unwrap_err();
+    assert_eq!(volume.failing(), None);
+    fails(Work::Force, libc::ENOENT);
+    assert_eq!(volume.failing(), None, "a file that is gone is no fault of the disk");
+    fails(Work::Force, libc::EROFS);
+    assert!(volume.failing().unwrap().contains("Read-only file system"));
+    volume.noted(Work::Stage, Ok(())).unwrap();
+    assert!(volume.failing().is_some(), "the cache takes names from which the disk gets nothing");
+    volume.noted(Work::Put, Ok(())).unwrap();
+    assert_eq!(volume.failing(), None);
 }
 
 #[test]

@@ -16,12 +16,14 @@ use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{FileStat, Mode, fstatat, mkdirat};
 use nix::sys::statvfs::fstatvfs;
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
+use parking_lot::Mutex;
 
 use super::error::{Doing, Error, Result};
 use super::provider::Space;
 use crate::checksum::{hex, unhex};
 use crate::failpoint;
 use crate::sys::file::{self, FileSystemType};
+use crate::text;
 
 /// Where staging files are, below the directory.
 pub(super) const PRE: &str = "_pre";
@@ -47,6 +49,18 @@ pub(super) struct Volume {
     path: PathBuf,
     root: File,
     file_system: FileSystemType,
+    failing: Mutex<Option<(Work, String)>>,
+}
+
+/// What a provider does with its disk; each takes all that the ones before it take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Work {
+    /// Making a staging file.
+    Stage,
+    /// Forcing one.
+    Force,
+    /// Making a blob of one.
+    Put,
 }
 
 /// A file to force.
@@ -109,7 +123,7 @@ impl Volume {
             root => root.doing("open", path)?,
         };
         let file_system = FileSystemType::of(&root).doing("find the file system type of", path)?;
-        Ok(Volume { path: path.to_owned(), root, file_system })
+        Ok(Volume { path: path.to_owned(), root, file_system, failing: Mutex::default() })
     }
 
     fn no_depot(&self, why: String) -> Error {
@@ -212,6 +226,30 @@ impl Volume {
             inodes: found.files(),
             inodes_free: found.files_free(),
         })
+    }
+
+    /// Notes how a piece of work ended, for `failing`, and hands the outcome on.
+    ///
+    /// A call that the disk refused counts; what is wrong with a single file does not, nor that it is gone.
+    pub(super) fn noted<T>(&self, work: Work, outcome: Result<T>) -> Result<T> {
+        match &outcome {
+            Err(error @ Error::Io { .. }) if !error.is_absent() => {
+                *self.failing.lock() = Some((work, text::chain(error)));
+            }
+            Err(_) => {}
+            Ok(_) => {
+                let mut failing = self.failing.lock();
+                if failing.as_ref().is_some_and(|(failed, _)| *failed <= work) {
+                    *failing = None;
+                }
+            }
+        }
+        outcome
+    }
+
+    /// Why the disk does not work, as far as the last work on it tells.
+    pub(super) fn failing(&self) -> Option<String> {
+        self.failing.lock().as_ref().map(|(_, why)| why.clone())
     }
 
     /// Opens a regular file; `None` when there is no such name.
@@ -361,6 +399,13 @@ impl Volume {
             .and_then(|()| self.open_at(folder, OFlag::O_RDONLY | OFlag::O_DIRECTORY, 0))
             .and_then(|dir| dir.sync_all())
             .doing("force", self.at(folder))
+    }
+}
+
+/// The end of taking back what a failed call had begun: that call's error is what is told, so this one is for the log.
+pub(super) fn tidied<T>(outcome: Result<T>) {
+    if let Err(error) = outcome {
+        tracing::warn!("what a failed call had begun stays: {}", text::chain(&error));
     }
 }
 

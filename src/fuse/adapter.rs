@@ -6,7 +6,7 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use fuser::{
     BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem,
@@ -14,12 +14,15 @@ use fuser::{
     ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek,
     ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
+use tracing::Level;
 
 use crate::change::Ino;
 use crate::fuse::convert::{self, FOR_EVER, NOT_AT_ALL, Root, access, handle, handle_access};
 use crate::fuse::errno::{errno, level};
+use crate::fuse::quiet::Quiet;
 use crate::fuse::watch::begin;
 use crate::metrics::Operation;
+use crate::text::chain;
 use crate::vfs::attr::{Attributes, SetAttributes};
 use crate::vfs::copy::Place;
 use crate::vfs::node::Token;
@@ -40,31 +43,30 @@ const TRANSFER_BYTES_MAX: u32 = 1 << 20;
 pub struct Adapter {
     vfs: Arc<Vfs>,
     root: Root,
+    quiet: Quiet,
 }
 
 impl Adapter {
     pub fn new(vfs: Arc<Vfs>) -> Adapter {
         let root = Root(vfs.options().subdir);
-        Adapter { vfs, root }
+        Adapter { vfs, root, quiet: Quiet::default() }
     }
 
     /// Logs a failure once, here at the edge, and gives its errno.
     fn failed(&self, operation: &str, ino: Ino, error: &Error) -> Errno {
-        let chain = || {
-            let mut text = error.to_string();
-            let mut source = std::error::Error::source(error);
-            while let Some(cause) = source {
-                text = format!("{text}: {cause}");
-                source = cause.source();
-            }
-            text
-        };
-        match level(error) {
-            tracing::Level::ERROR => tracing::error!("{operation} of inode {ino}: {}", chain()),
-            tracing::Level::WARN => tracing::warn!("{operation} of inode {ino}: {}", chain()),
-            _ => tracing::debug!("{operation} of inode {ino}: {}", chain()),
+        let (errno, level) = (errno(error), level(error));
+        if level == Level::DEBUG {
+            tracing::debug!("{operation} of inode {ino}: {}", chain(error));
+            return errno;
         }
-        errno(error)
+        let Some(kept_back) = self.quiet.admit(i32::from(errno), ino, Instant::now()) else { return errno };
+        let more =
+            if kept_back > 0 { format!(" ({kept_back} like it were not told)") } else { String::new() };
+        match level {
+            Level::ERROR => tracing::error!("{operation} of inode {ino}: {}{more}", chain(error)),
+            _ => tracing::warn!("{operation} of inode {ino}: {}{more}", chain(error)),
+        }
+        errno
     }
 
     fn entry(&self, operation: &str, parent: Ino, found: Result<Attributes, Error>, reply: ReplyEntry) {

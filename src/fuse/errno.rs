@@ -35,17 +35,32 @@ pub fn errno(error: &Error) -> Errno {
     }
 }
 
-/// How loud a failure is: what a caller did wrong is nobody else's business, what is broken is the operator's.
+/// How loud a failure is: what a caller did wrong is nobody else's business, what is broken is the operator's, whichever
+/// number the caller gets for it.
 pub fn level(error: &Error) -> Level {
-    let errno = i32::from(errno(error));
-    match errno {
-        libc::EIO => Level::ERROR,
-        libc::ENOSPC => Level::WARN,
+    let number = i32::from(errno(error));
+    if number == libc::EIO {
+        return Level::ERROR;
+    }
+    match error {
+        _ if number == libc::ENOSPC => Level::WARN,
+        Error::Store(_) | Error::Index(index::Error::Io { .. }) => Level::WARN,
+        Error::Io { source, .. } if !is_the_callers(source) => Level::WARN,
         _ => Level::DEBUG,
     }
 }
 
+/// Whether the arguments of a call can bring this about on a disk that is as it should be.
+fn is_the_callers(error: &std::io::Error) -> bool {
+    let errnos = [libc::EINVAL, libc::EFBIG, libc::EOPNOTSUPP, libc::ENXIO, libc::EINTR];
+    error.raw_os_error().is_some_and(|errno| errnos.contains(&errno))
+}
+
+/// A file of ours that is not there is nothing that the caller named.
 fn io_errno(error: &std::io::Error) -> Errno {
+    if error.kind() == std::io::ErrorKind::NotFound {
+        return Errno::EIO;
+    }
     error.raw_os_error().map_or(Errno::EIO, Errno::from_i32)
 }
 
@@ -80,5 +95,41 @@ fn store_errno(error: &filestore::Error) -> Errno {
         | filestore::Error::Foreign { .. }
         | filestore::Error::NotADepotDirectory { .. }
         | filestore::Error::NoHardLinks { .. } => Errno::EIO,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    fn store(errno: i32) -> Error {
+        let source = io::Error::from_raw_os_error(errno);
+        filestore::Error::Io { doing: "create", path: "/d/filestore/_pre/1".into(), source }.into()
+    }
+
+    #[test]
+    fn what_is_broken_below_is_never_told_in_a_whisper() {
+        for errno in [libc::EROFS, libc::EACCES, libc::EMFILE, libc::EDQUOT, libc::EINVAL] {
+            assert_eq!(level(&store(errno)), Level::WARN, "{errno}");
+            assert_eq!(i32::from(super::errno(&store(errno))), errno);
+        }
+        assert_eq!(level(&store(libc::EIO)), Level::ERROR);
+        assert_eq!(level(&Error::NotFound), Level::DEBUG);
+    }
+
+    #[test]
+    fn a_staging_file_that_is_lost_is_an_error_and_no_missing_name() {
+        let lost = store(libc::ENOENT);
+        assert_eq!((i32::from(errno(&lost)), level(&lost)), (libc::EIO, Level::ERROR));
+    }
+
+    #[test]
+    fn arguments_that_make_no_sense_are_no_fault_of_the_disk() {
+        let failed =
+            |errno| Error::Io { what: "punch a hole".into(), source: io::Error::from_raw_os_error(errno) };
+        assert_eq!(level(&failed(libc::EOPNOTSUPP)), Level::DEBUG);
+        assert_eq!(level(&failed(libc::EROFS)), Level::WARN);
     }
 }

@@ -7,6 +7,7 @@ mod adapter;
 mod convert;
 mod errno;
 pub mod options;
+mod quiet;
 mod session;
 pub mod watch;
 

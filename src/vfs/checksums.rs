@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crate::change::{BlobRow, Change, Ino, Kind};
 use crate::checksum::{Checksum, Published, hex};
 use crate::filestore::BlobFile;
+use crate::text;
 use crate::vfs::open::{RELEASE_MAX, RELEASE_POLL};
 use crate::vfs::{Error, GoOn, Result, Vfs};
 
@@ -74,8 +75,9 @@ impl Vfs {
         text.map(String::into_bytes).ok_or(Error::NoAttribute)
     }
 
-    /// The blob of a file that is sealed, or was Closed and now is; `None` for one that is being written.
-    fn sealed_blob(&self, ino: Ino) -> Result<Option<BlobRow>> {
+    /// The blob of a file that is sealed, or was Closed and now is, however long that took; `None` for one that somebody
+    /// can write.
+    pub fn sealed_blob(&self, ino: Ino) -> Result<Option<BlobRow>> {
         self.await_release(ino);
         self.seal_if_closed(ino)?;
         if self.nodes.existing(ino).is_some_and(|node| node.staged.is_some()) {
@@ -96,11 +98,8 @@ impl Vfs {
         }
     }
 
-    /// All checksums of a file, waiting for the seal and for the computation.
-    pub fn checksums(&self, ino: Ino) -> Result<BlobRow> {
-        let row = self
-            .sealed_blob(ino)?
-            .ok_or(Error::Unsupported("checksum of something that is being written"))?;
+    /// All checksums of a blob, waiting for the computation.
+    pub fn checksums(&self, row: BlobRow) -> Result<BlobRow> {
         if row.sha256.is_some() && row.md5.is_some() { Ok(row) } else { self.published_soon(&row) }
     }
 
@@ -160,7 +159,7 @@ impl Vfs {
                     self.undigestible.lock().add(*sum);
                     // A missing or altered blob is told where it is opened.
                     match error {
-                        Error::Store(error) => tracing::debug!("digests of {sum}: {error}"),
+                        Error::Store(error) => tracing::debug!("digests of {sum}: {}", text::chain(&error)),
                         error => drop(failure.get_or_insert(error)),
                     }
                 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::change::{Change, Ino, StagedRow, StagingName};
 use crate::failpoint;
+use crate::text;
 use crate::vfs::node::Locked;
 use crate::vfs::seal::SEAL_BATCH;
 use crate::vfs::{Error, GoOn, Result, Vfs};
@@ -166,33 +167,36 @@ impl Vfs {
         }
         // Hashing takes its time. Bytes that are forced are safe, whatever happens meanwhile.
         let forced = self.force(Duration::ZERO, Duration::ZERO);
-        let left = self.flush_all(deadline)?;
+        let left = self.flush_all(&|| Instant::now() < deadline)?;
         if let Err(error) = forced {
-            tracing::warn!("a first try to force everything failed, the last did not: {error}");
+            tracing::warn!(
+                "a first try to force everything failed, the last did not: {}",
+                text::chain(&error)
+            );
         }
         Ok(left)
     }
 
     /// Seals and forces everything that is closed; the answer is what is left. `depotfs flush` and the stop of the daemon.
-    pub fn flush_all(&self, deadline: Instant) -> Result<u64> {
+    /// When `go_on` says no, the rest is forced and not sealed.
+    pub fn flush_all(&self, go_on: GoOn<'_>) -> Result<u64> {
         if self.options.read_only {
             return Ok(0);
         }
         self.await_releases();
-        let go_on = || Instant::now() < deadline;
         // None of these steps is left out because one before it failed.
         let steps = [
-            self.seal_all(&go_on),
-            self.force_all(&go_on),
+            self.seal_all(go_on),
+            self.force_all(go_on),
             self.reap().map(drop),
             self.write_atimes(),
             self.sync_index(),
         ];
         self.release_retired();
-        self.settle_half_put(&go_on);
+        self.settle_half_put(go_on);
         if let Err(error) = self.index.tidy() {
             // Everything is durable in the redo log, on a full disk as well.
-            tracing::warn!("the index file was not brought up to date: {error}");
+            tracing::warn!("the index file was not brought up to date: {}", text::chain(&error));
         }
         steps.into_iter().collect::<Result<()>>()?;
         Ok(self.backlog.files.load(Ordering::Relaxed))

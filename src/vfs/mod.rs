@@ -139,6 +139,29 @@ pub struct Settings {
     pub verify: Verify,
 }
 
+impl Settings {
+    /// Reads the rows of the index.
+    fn of(rows: Vec<(String, String)>) -> Settings {
+        let mut settings = Settings::default();
+        for (key, value) in rows {
+            match key.as_str() {
+                "durability" => settings.durability = Durability::parse(&value).unwrap_or_default(),
+                "verify" => settings.verify = Verify::parse(&value).unwrap_or_default(),
+                _ => {}
+            }
+        }
+        settings
+    }
+}
+
+/// Settings that were read, by repository.
+#[derive(Debug, Default)]
+struct KnownSettings {
+    /// How often they were forgotten: what was read before the last time may be older than the change that caused it.
+    forgotten: u64,
+    of: HashMap<Ino, Settings>,
+}
+
 /// The tree.
 pub struct Vfs {
     index: Index,
@@ -176,7 +199,7 @@ pub struct Vfs {
     reapable: Mutex<Vec<Ino>>,
     /// Times of last read not yet written to the index.
     atimes: Mutex<HashMap<Ino, Nanos>>,
-    settings: RwLock<HashMap<Ino, Settings>>,
+    settings: RwLock<KnownSettings>,
     verified: Mutex<std::collections::HashSet<Checksum>>,
     /// Blobs that could not be served, and why.
     damaged: Mutex<BTreeMap<Checksum, String>>,
@@ -290,24 +313,31 @@ impl Vfs {
     /// Settings that hold for a file, by its repository.
     fn settings_of(&self, ino: Ino) -> Result<Settings> {
         let Some(repository) = self.index.repository(ino)? else { return Ok(Settings::default()) };
-        if let Some(settings) = self.settings.read().get(&repository) {
-            return Ok(*settings);
-        }
-        let mut settings = Settings::default();
-        for (key, value) in self.index.settings(repository)? {
-            match key.as_str() {
-                "durability" => settings.durability = Durability::parse(&value).unwrap_or_default(),
-                "verify" => settings.verify = Verify::parse(&value).unwrap_or_default(),
-                _ => {}
+        let forgotten = {
+            let known = self.settings.read();
+            if let Some(settings) = known.of.get(&repository) {
+                return Ok(*settings);
             }
-        }
-        self.settings.write().insert(repository, settings);
+            known.forgotten
+        };
+        let settings = Settings::of(self.index.settings(repository)?);
+        self.keep_settings(repository, settings, forgotten);
         Ok(settings)
+    }
+
+    /// Remembers settings that were read when they had been forgotten `forgotten` times, unless they were again since.
+    fn keep_settings(&self, repository: Ino, settings: Settings, forgotten: u64) {
+        let mut known = self.settings.write();
+        if known.forgotten == forgotten {
+            known.of.insert(repository, settings);
+        }
     }
 
     /// Makes changed settings hold for what is opened from now on.
     pub fn forget_settings(&self) {
-        self.settings.write().clear();
+        let mut known = self.settings.write();
+        known.forgotten += 1;
+        known.of.clear();
     }
 
     /// The durability that holds for a file.

@@ -15,6 +15,7 @@ use crate::checksum::Checksum;
 use crate::failpoint;
 use crate::filestore::{self, BlobFile};
 use crate::sys::content as sys;
+use crate::text;
 use crate::vfs::acl;
 use crate::vfs::attr::Attributes;
 use crate::vfs::caller::{has_set_id_bits, without_set_id_bits};
@@ -221,7 +222,7 @@ impl Vfs {
     fn last_writer_gone(&self, node: &mut Locked<'_>) {
         // A copy that stopped half-way.
         if let Err(error) = self.materialise(node) {
-            tracing::error!("inode {}: the end of a copy failed: {error}", node.ino());
+            tracing::error!("inode {}: the end of a copy failed: {}", node.ino(), text::chain(&error));
         }
         if let Some(program) = node.guessed.take() {
             self.copiers.unlearn(&program);
@@ -341,7 +342,7 @@ impl Vfs {
             node.staged.as_ref().and_then(|s| Some((s.row.file, s.row.failed.clone()?)))
         {
             let path = self.index.path(inode.ino)?.unwrap_or_default();
-            self.set_aside(file, &format!("{}: {why}", String::from_utf8_lossy(&path)))?;
+            self.set_aside(file, &format!("{}: {why}", text::shown(&path)))?;
         }
         let name = self.next_staging()?;
         drop(self.store.stage(name)?);
@@ -487,7 +488,7 @@ impl Vfs {
     fn damaged(&self, sum: &Checksum, why: &dyn std::error::Error) {
         let mut damaged = self.damaged.lock();
         if damaged.len() < DAMAGED_MAX {
-            damaged.insert(*sum, why.to_string());
+            damaged.insert(*sum, text::chain(why));
         }
     }
 

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::change::Ino;
+use crate::checksum::Checksum;
+use crate::filestore::BlobFile;
 use crate::sys::content as sys;
 use crate::vfs::descriptors::Reader;
 use crate::vfs::{Error, Result, Vfs};
@@ -15,6 +17,15 @@ pub enum Seek {
     Data,
     /// The next hole.
     Hole,
+}
+
+/// A blob that is read by its checksum, whoever shows it.
+pub struct OpenBlob {
+    sum: Checksum,
+    size: u64,
+    file: BlobFile,
+    /// How often a blob's file had changed hands before this one was opened.
+    hand_overs: u64,
 }
 
 impl Vfs {
@@ -44,6 +55,27 @@ impl Vfs {
             if self.hand_overs.load(Ordering::Acquire) == before {
                 return act(&reader);
             }
+        }
+    }
+
+    /// Opens a blob that the index knows with this size.
+    pub fn open_blob(&self, sum: &Checksum, size: u64) -> Result<OpenBlob> {
+        let hand_overs = self.hand_overs.load(Ordering::Acquire);
+        let file = self.store.open_blob(sum, size)?;
+        Ok(OpenBlob { sum: *sum, size, file, hand_overs })
+    }
+
+    /// Reads bytes of a blob, opening it anew when its file may have become that of a writer; fewer only at the end.
+    pub fn read_blob(&self, blob: &mut OpenBlob, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        loop {
+            let gate = self.blob_reads.read();
+            if self.hand_overs.load(Ordering::Acquire) == blob.hand_overs {
+                let failed =
+                    |source| Error::Io { what: format!("read blob {} at {offset}", blob.sum), source };
+                return blob.file.read_at(buffer, offset).map_err(failed);
+            }
+            drop(gate);
+            *blob = self.open_blob(&blob.sum, blob.size)?;
         }
     }
 

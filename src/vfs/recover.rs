@@ -9,6 +9,7 @@ use std::collections::HashSet;
 use crate::change::{Change, Ino, StagedRow, StagingName};
 use crate::failpoint;
 use crate::sys::lease::read_lease;
+use crate::text;
 use crate::vfs::node::Staged;
 use crate::vfs::{Error, Result, Vfs, now};
 
@@ -105,10 +106,8 @@ impl Vfs {
             done.kept += 1;
             return Ok(());
         }
-        let path = self
-            .index
-            .path(row.ino)?
-            .map_or_else(|| format!("inode {}", row.ino), |p| String::from_utf8_lossy(&p).into_owned());
+        let path =
+            self.index.path(row.ino)?.map_or_else(|| format!("inode {}", row.ino), |path| text::shown(&path));
         let inode = self.index.inode(row.ino)?.ok_or(Error::Stale(row.ino))?;
         // First the bytes are safe, then the row that names them goes.
         if there {

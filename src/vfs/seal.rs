@@ -9,13 +9,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use crate::change::{Change, Ino, Nanos, StagingName};
 use crate::checksum::{Checksum, Digest};
 use crate::failpoint;
 use crate::filestore::{self, Latch, Staged as ToPut};
 use crate::sys::lease::{Lease, is_unused, read_lease};
+use crate::text;
 use crate::vfs::node::{Locked, Serving, Source};
 use crate::vfs::stage::UNTOUCHED;
 use crate::vfs::{Error, GoOn, Result, Vfs};
@@ -33,6 +34,9 @@ const SEAL_BATCH_BYTES: u64 = 256 << 20;
 const LEASE_TRIES: u32 = 8;
 const LEASE_PAUSE: Duration = Duration::from_micros(100);
 
+/// How often a file that is waited for is sealed in vain, by writers that come and go.
+const FRUITLESS_SEALS_MAX: u32 = 50;
+
 /// Longest pause between two tries to seal a file.
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(60);
 
@@ -44,6 +48,7 @@ const HELD_MAX: Duration = Duration::from_secs(1);
 pub struct Sealing {
     cancelled: AtomicBool,
     lease: Mutex<Option<Lease>>,
+    over: Condvar,
 }
 
 impl Sealing {
@@ -51,6 +56,18 @@ impl Sealing {
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::Release);
         self.lease.lock().take();
+        self.over.notify_all();
+    }
+
+    /// Waits until it ended, well or not: the node then says what came of it. No node's lock may be held.
+    fn wait(&self) {
+        let mut lease = self.lease.lock();
+        while !self.is_cancelled() {
+            self.over.wait(&mut lease);
+        }
+        drop(lease);
+        // Whoever ended it may be about to say so in the node.
+        std::thread::yield_now();
     }
 
     fn is_cancelled(&self) -> bool {
@@ -100,29 +117,40 @@ impl Vfs {
         ready.into_iter().map(|(_, ino)| ino).collect()
     }
 
-    /// Seals a Closed file now; a file that is Dirty, or sealed already, is left alone.
+    /// Seals a Closed file now, or waits for the end of its seal that is under way, however long that takes. A file that
+    /// is Dirty, sealed already, or mapped by somebody who can write it, is left alone.
     pub fn seal_if_closed(&self, ino: Ino) -> Result<()> {
-        for _ in 0..50 {
+        for _ in 0..FRUITLESS_SEALS_MAX {
+            let Some(attempts) = self.await_sealing(ino)? else { return Ok(()) };
+            // Nothing sealed: it is mapped and was postponed, or somebody came between, which the next look tells.
+            if self.seal(&[ino], &|| true)? == 0 && self.await_sealing(ino)?.is_none_or(|now| now > attempts)
             {
-                let Some(mut node) = self.nodes.existing(ino) else { return Ok(()) };
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits while a file is being sealed; how often that was given up before, or `None` when there is nothing to seal.
+    fn await_sealing(&self, ino: Ino) -> Result<Option<u32>> {
+        loop {
+            let under_way = {
+                let Some(mut node) = self.nodes.existing(ino) else { return Ok(None) };
                 node.settle();
-                let Some(staged) = &node.staged else { return Ok(()) };
+                let Some(staged) = &node.staged else { return Ok(None) };
                 if staged.closed.is_none() || node.writers > 0 || node.orphan {
-                    return Ok(());
+                    return Ok(None);
                 }
                 if let Some(why) = &staged.row.failed {
                     return Err(Error::Failed { ino, why: why.clone() });
                 }
-            }
-            self.seal(&[ino], &|| true)?;
-            // Somebody else may be hashing it, or a mapping may still be writable for a moment.
-            let waiting = self.nodes.existing(ino).is_some_and(|n| n.sealing.is_some());
-            if !waiting {
-                return Ok(());
-            }
-            std::thread::sleep(Duration::from_millis(20));
+                match &node.sealing {
+                    Some(sealing) => sealing.clone(),
+                    None => return Ok(Some(staged.attempts)),
+                }
+            };
+            under_way.wait();
         }
-        Ok(())
     }
 
     /// Seals what can be sealed of `inos`; the answer is how many were. An error is of the first that failed; the files it
@@ -499,7 +527,8 @@ impl Vfs {
         let mut row = staged.row.clone();
         row.failed = Some(why.to_owned());
         if let Err(error) = self.commit(&[Change::Stage(row.clone())]) {
-            tracing::error!("inode {ino}: cannot record that its bytes cannot be sealed ({why}): {error}");
+            let cause = text::chain(&error);
+            tracing::error!("inode {ino}: cannot record that its bytes cannot be sealed ({why}): {cause}");
         }
         // A crash here leaves the bytes in their staging file, and the row says that they cannot be sealed.
         failpoint::hit("seal.failed");

@@ -14,6 +14,7 @@ use crate::filestore::{self, Latch, StagingWriter};
 use crate::index::Seq;
 use crate::sys::content as sys;
 use crate::sys::file::copy_range;
+use crate::text;
 use crate::vfs::descriptors::Reader;
 use crate::vfs::node::{Locked, Serving, Source, Staged};
 use crate::vfs::{Error, GoOn, Result, Vfs};
@@ -322,7 +323,8 @@ impl Vfs {
             match self.take_back_put(name) {
                 Ok(()) => self.give_up_staging(name),
                 Err(error) => {
-                    tracing::warn!("staging file {name}, without use, stays until the next start: {error}");
+                    let why = text::chain(&error);
+                    tracing::warn!("staging file {name}, without use, stays until the next start: {why}");
                 }
             }
         }
@@ -369,7 +371,8 @@ impl Vfs {
     pub(super) fn give_up_staging(&self, name: StagingName) {
         self.descriptors.forget_staging(name);
         if let Err(error) = self.store.discard(name) {
-            tracing::warn!("a staging file without use stays until the next start: {error}");
+            let why = text::chain(&error);
+            tracing::warn!("a staging file without use stays until the next start: {why}");
         }
     }
 

@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 
 use crate::change::Ino;
 use crate::checksum::Checksum;
+use crate::text;
 use crate::vfs::Vfs;
 use crate::vfs::node::Locked;
 
@@ -76,7 +77,7 @@ impl Vfs {
         let path = self.index.path(node.ino()).ok().flatten().unwrap_or_default();
         status.unsealable.push(Unsealable {
             ino: node.ino(),
-            path: String::from_utf8_lossy(&path).into_owned(),
+            path: text::shown(&path),
             staging: staged.row.file.to_string(),
             why: why.clone(),
         });

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -312,7 +312,10 @@ fn answer(vfs: &Vfs, ask: Ask, refuse: bool) -> Result<()> {
             vfs.set_xattr(&me, ino, &name, &value, mode)
         }
         Ask::RemoveXattr(ino, name) => vfs.remove_xattr(ino, &name),
-        Ask::Checksums(ino) => vfs.checksums(ino).map(drop),
+        Ask::Checksums(ino) => match vfs.sealed_blob(ino)? {
+            Some(row) => vfs.checksums(row).map(drop),
+            None => Ok(()),
+        },
         Ask::Seal(inos) => vfs.seal(&inos, &|| true).map(drop),
         Ask::Job(0) => vfs.force(Duration::ZERO, Duration::ZERO),
         Ask::Job(1) => vfs.reap().map(drop),
@@ -336,13 +339,13 @@ fn verify(dir: &TempDir, vfs: Vfs) {
         }
         vfs.forget(ino);
     }
-    vfs.flush_all(Instant::now() + Duration::from_secs(20)).unwrap();
+    vfs.flush_all(&|| true).unwrap();
     vfs.reap().unwrap();
     assert_eq!(vfs.index.check(false).unwrap(), []);
     drop(vfs);
     let vfs = open_tree(dir, false);
     vfs.recover().unwrap();
-    vfs.flush_all(Instant::now() + Duration::from_secs(20)).unwrap();
+    vfs.flush_all(&|| true).unwrap();
     assert_eq!(vfs.index.check(false).unwrap(), []);
     assert_eq!(
         vfs.nodes.inos().len() as u64,
@@ -408,9 +411,70 @@ fn a_blob_s_file_is_written_only_after_its_staging_name_is_gone() {
         assert_eq!(&bytes, b"new");
         vfs.release(ino, writer);
         vfs.release(ino, read);
-        vfs.flush_all(Instant::now() + Duration::from_secs(20)).unwrap();
+        vfs.flush_all(&|| true).unwrap();
     }
     verify(&dir, vfs);
+}
+
+#[test]
+fn a_blob_that_is_read_by_its_checksum_shows_no_writer_s_bytes() {
+    let (dir, vfs) = tree(true);
+    let me = Caller { uid: 0, gid: 0, pid: 0 };
+    let repo = vfs.make_directory(&me, ROOT, b"a", 0o755, 0).unwrap().inode.ino;
+    let (read, write) =
+        (Access { read: true, ..Access::default() }, Access { write: true, ..Access::default() });
+    let (made, _) = vfs.create(&me, repo, b"f", (0o644, 0), write, &register(false)).unwrap();
+    let ino = made.inode.ino;
+    vfs.write(ino, 0, &[1; 50_000], false).unwrap();
+    vfs.release(ino, write);
+    let row = vfs.sealed_blob(ino).unwrap().unwrap();
+    let mut blob = vfs.open_blob(&row.checksum, row.size).unwrap();
+    let mut bytes = [0; 1000];
+    vfs.read_blob(&mut blob, 0, &mut bytes).unwrap();
+    // With a reader on the blob's file, that file becomes the writer's.
+    vfs.open(&me, ino, read, &register(false)).unwrap();
+    vfs.open(&me, ino, write, &register(false)).unwrap();
+    vfs.write(ino, 0, &[2; 50_000], false).unwrap();
+    for at in [1000, 0, 49_000] {
+        assert_eq!(vfs.read_blob(&mut blob, at, &mut bytes).unwrap(), 1000);
+        assert_eq!(bytes, [1; 1000], "at {at}");
+    }
+    assert_eq!(vfs.sealed_blob(ino).unwrap(), None, "it has a writer");
+    vfs.release(ino, write);
+    vfs.release(ino, read);
+    assert_ne!(vfs.sealed_blob(ino).unwrap().unwrap().checksum, row.checksum);
+    verify(&dir, vfs);
+}
+
+#[test]
+fn a_flush_that_nobody_waits_for_any_more_seals_no_more() {
+    let (dir, vfs) = tree(false);
+    let me = Caller { uid: 0, gid: 0, pid: 0 };
+    let repo = vfs.make_directory(&me, ROOT, b"a", 0o755, 0).unwrap().inode.ino;
+    let write = Access { write: true, ..Access::default() };
+    let (made, _) = vfs.create(&me, repo, b"f", (0o644, 0), write, &register(false)).unwrap();
+    vfs.write(made.inode.ino, 0, &[1; 1000], false).unwrap();
+    vfs.release(made.inode.ino, write);
+    assert_eq!(vfs.flush_all(&|| false).unwrap(), 1);
+    assert!(vfs.index.staged_of(made.inode.ino).unwrap().unwrap().forced, "forced it is all the same");
+    assert_eq!(vfs.flush_all(&|| true).unwrap(), 0);
+    verify(&dir, vfs);
+}
+
+#[test]
+fn settings_that_were_read_before_a_change_are_not_kept() {
+    let (_dir, vfs) = tree(false);
+    let me = Caller { uid: 0, gid: 0, pid: 0 };
+    let repository = vfs.make_directory(&me, ROOT, b"a", 0o755, 0).unwrap().inode.ino;
+    let before = vfs.settings.read().forgotten;
+    let set =
+        |value: &str| Change::Setting { repository, key: "durability".into(), value: Some(value.into()) };
+    vfs.commit(&[set("close")]).unwrap();
+    vfs.forget_settings();
+    // A reader that was quicker with the index than with the memory.
+    vfs.keep_settings(repository, Settings::default(), before);
+    assert_eq!(vfs.settings_of(repository).unwrap().durability, Durability::Close);
+    assert!(vfs.settings.read().of.contains_key(&repository));
 }
 
 /// A put without a commit leaves a blob that no row knows; a staging file that has a second name for another reason must not

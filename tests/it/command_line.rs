@@ -2,10 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::FileExt;
 
-use crate::harness::{Depot, Mode, Tree, eventually, guarded, on_depot, sh, sha1};
+use crate::data::rw;
+use crate::harness::{Depot, Mode, Tree, command, eventually, guarded, on_depot, run_command, sh, sha1};
 
-modes!(mounted: blob_commands, status_adds_up, metrics_are_prometheus_text, any_path_in_the_mount_names_the_depot);
+modes!(mounted: blob_commands, a_checksum_names_one_content_only, what_is_being_written_is_busy, names_begin_no_lines_of_their_own, status_adds_up, metrics_are_prometheus_text, any_path_in_the_mount_names_the_depot);
 
 fn cli(t: &Tree, args: &[&str]) -> crate::harness::Ran {
     t.depot().cli(args)
@@ -34,6 +36,52 @@ fn blob_commands(t: &Tree) {
     // Checksums of a file that is closed only now.
     t.file("fresh", "fresh bytes");
     assert!(cli(t, &["blob", "checksum", dir, "repo/fresh"]).ok().contains(&sha1(b"fresh bytes")));
+    // Bytes that have no place to go to: which place that is.
+    let full = sh_fails(t, &format!("blob cat {dir} repo/file > /dev/full"));
+    assert!(full.contains("standard output cannot be written"), "{full}");
+}
+
+fn sh_fails(t: &Tree, arguments: &str) -> String {
+    let line = format!("exec {} {arguments}", t.depot().command(&[]).get_program().display());
+    run_command(&mut command("sh", &["-c", &line])).fails(1)
+}
+
+fn a_checksum_names_one_content_only(t: &Tree) {
+    let path = t.sealed("file", "first");
+    let (dir, sum) = (t.depot().dir_str(), sha1(b"first"));
+    for open in [true, false] {
+        let writer = rw(&path);
+        writer.write_all_at(b"other", 0).unwrap();
+        let writer = open.then_some(writer);
+        let told = cli(t, &["blob", "checksum", dir, &sum]).ok();
+        assert!(told.contains(&sum) && told.contains(&md5("first")), "{told}");
+        assert_eq!(cli(t, &["blob", "cat", dir, &sum]).ok(), "first");
+        cli(t, &["blob", "verify", dir, &sum]).ok();
+        drop(writer);
+    }
+}
+
+fn md5(text: &str) -> String {
+    use md5::Digest;
+    md5::Md5::digest(text).iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn what_is_being_written_is_busy(t: &Tree) {
+    let path = t.sealed("file", "first");
+    let writer = rw(&path);
+    writer.write_all_at(b"other", 0).unwrap();
+    for verb in ["locate", "verify", "cat", "checksum"] {
+        let err = cli(t, &["blob", verb, t.depot().dir_str(), "repo/file"]).fails(5);
+        assert!(err.contains("repo/file: it is being written"), "{verb}: {err}");
+    }
+    drop(writer);
+    assert_eq!(cli(t, &["blob", "cat", t.depot().dir_str(), "repo/file"]).ok(), "other");
+}
+
+fn names_begin_no_lines_of_their_own(t: &Tree) {
+    t.sealed("odd\npath made up\x1b[2J", "bytes");
+    let located = cli(t, &["blob", "locate", t.depot().dir_str(), &sha1(b"bytes")]).ok();
+    assert!(located.contains("path repo/odd\\npath made up\\u{1b}[2J\n"), "{located}");
 }
 
 fn status_adds_up(t: &Tree) {

@@ -191,7 +191,15 @@ fn colliding_files_are_kept_apart(t: &Tree) {
         let rescued =
             t.depot().command(&["blob", "rescue", t.depot().dir_str(), "repo/second"]).output().unwrap();
         assert!(rescued.stdout == second, "{}", String::from_utf8_lossy(&rescued.stderr));
-        t.remount();
+        let listed = t.depot().cli(&["blob", "rescue", t.depot().dir_str()]).ok();
+        let name = listed.lines().find(|l| l.contains("repo/second")).and_then(|l| l.split(' ').next());
+        let name = name.unwrap_or_else(|| panic!("the list has no repo/second: {listed}"));
+        let rescued = t.depot().command(&["blob", "rescue", t.depot().dir_str(), name]).output().unwrap();
+        assert!(rescued.stdout == second, "{}", String::from_utf8_lossy(&rescued.stderr));
+        t.depot().umount();
+        let text = t.depot().cli(&["status", t.depot().dir_str()]).out;
+        assert!(text.contains("cannot be sealed: repo/second"), "without a daemon: {text}");
+        t.depot().mount();
     }
     fs::remove_file(t.path("second")).unwrap();
     // A copy of the stored one is no collision.

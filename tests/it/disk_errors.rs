@@ -205,7 +205,8 @@ fn a_disk_that_dies() {
         let _ = fs::read_dir(depot.path("repo")).map(|d| d.count());
         let _ = fs::metadata(depot.path("repo/file"));
         let _ = nix::sys::statvfs::statvfs(&depot.mountpoint);
-        let _ = depot.cli(&["status", depot.dir_str()]);
+        let text = depot.cli(&["status", depot.dir_str()]).ok();
+        assert!(text.contains("FAILING: "), "{text}");
         let ran = depot.cli(&["umount", depot.mountpoint_str()]);
         assert!(ran.code.is_some(), "umount comes back");
     });

@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::thread;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
@@ -38,6 +39,7 @@ worlds! {
     an_index_that_is_not_forced, an_index_that_cannot_be_written, a_database_that_cannot_be_written, a_full_index_still_removes, a_log_that_is_not_copied_back,
     a_seal_that_fails_is_tried_again, a_blob_that_cannot_be_read, a_slow_fsync_holds_up_nobody,
     a_slow_index_holds_up_no_names, an_open_on_a_stuck_disk_holds_up_nobody,
+    a_disk_that_turns_read_only_is_told, checksums_wait_for_a_seal_under_way,
 }
 
 /// A mounted depot with a bystander, whom no fault concerns.
@@ -345,6 +347,47 @@ fn a_blob_that_cannot_be_read(world: &World) {
         world.depot.umount();
         world.depot.mount();
     }
+}
+
+fn a_disk_that_turns_read_only_is_told(world: &World) {
+    let health = || world.depot.depot.status()["chain"][0]["health"].clone();
+    assert_eq!(health(), "up");
+    world.depot.set("staging.create=error:EROFS");
+    for _ in 0..50 {
+        File::create_new(world.path("new")).fails(Errno::EROFS);
+    }
+    let log = world.depot.depot.log();
+    let told: Vec<&str> = log.lines().filter(|line| line.contains("Read-only file system")).collect();
+    assert_eq!(told.len(), 1, "one line, not one for each: {told:?}");
+    assert!(told[0].contains("WARN") && told[0].contains("/_pre/"), "{told:?}");
+    let why = health()["failing"].as_str().unwrap_or_default().to_owned();
+    assert!(why.contains("Read-only file system"), "{why}");
+    let text = world.depot.run(&["status", world.depot.depot.dir_str()]).ok();
+    assert!(text.contains("FAILING: "), "{text}");
+    world.depot.clear();
+    fs::write(world.path("new"), "works again").unwrap();
+    assert_eq!(health(), "up");
+}
+
+fn checksums_wait_for_a_seal_under_way(world: &World) {
+    let bytes = noise(5, 100_000);
+    let sum = sha1(&bytes);
+    let dir = world.depot.depot.dir_str();
+    world.depot.set("seal.hashed=hold");
+    fs::write(world.path("file"), &bytes).unwrap();
+    eventually("the job to hash it", || world.depot.fired("seal.hashed") > 0);
+    thread::scope(|s| {
+        let asked = ["checksum", "verify", "locate"]
+            .map(|verb| s.spawn(move || world.depot.depot.cli(&["blob", verb, dir, "repo/file"])));
+        let attribute = s.spawn(|| crate::sys::getxattr(world.path("file"), "user.depotfs.sha1"));
+        thread::sleep(Duration::from_millis(2500));
+        assert!(!attribute.is_finished() && !asked.iter().any(|a| a.is_finished()), "somebody did not wait");
+        world.depot.clear();
+        for ran in asked {
+            assert!(ran.join().unwrap().ok().contains(&sum));
+        }
+        assert_eq!(attribute.join().unwrap().unwrap(), sum.as_bytes());
+    });
 }
 
 /// Waits until somebody waits at a point, does `work`, and lets go; `waits` must not have ended meanwhile.

@@ -174,6 +174,22 @@ fn errors_keep_their_source() {
     only(&[], &["map_err(|_|"]);
 }
 
+#[test]
+fn log_lines_tell_the_causes() {
+    let mut offences = Vec::new();
+    // What the index tells by itself are failed system calls, behind which there is nothing.
+    for (name, text) in code().into_iter().filter(|(name, _)| !name.starts_with("src/index/")) {
+        for (at, _) in text.match_indices("tracing::") {
+            let statement = text[at..].split_once(";\n").map_or(&text[at..], |(statement, _)| statement);
+            let line = statement.split(")\n").next().unwrap_or_default();
+            if line.contains("{error}") {
+                offences.push(format!("{name}:{}", text[..at].lines().count()));
+            }
+        }
+    }
+    none("only the top of an error is told, take text::chain", offences);
+}
+
 /// The rooms from the outside in; those of one row do not call each other, but where `BESIDE` says so.
 const ROOMS: [&[&str]; 7] = [
     &["main", "cli"],
@@ -182,7 +198,7 @@ const ROOMS: [&[&str]; 7] = [
     &["vfs", "jobs"],
     &["journal"],
     &["index", "filestore"],
-    &["checksum", "change", "config", "worker", "clock", "metrics", "failpoint", "sys"],
+    &["checksum", "change", "config", "worker", "clock", "metrics", "text", "failpoint", "sys"],
 ];
 
 /// Calls within a row: jobs work on the tree; leaves may use each other; main starts cli.
