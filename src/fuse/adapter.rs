@@ -6,44 +6,38 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
 use fuser::{
-    BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem,
-    FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek,
-    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FileType, Filesystem, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
+    Request, TimeOrNow, WriteFlags,
 };
-use tracing::Level;
 
 use crate::change::Ino;
+use crate::fuse::answer::{DOT, DOT_DOT, Dots, GENERATION, cached, caller, no_flush, nothing, token};
 use crate::fuse::convert::{self, FOR_EVER, NOT_AT_ALL, Root, access, handle, handle_access};
-use crate::fuse::errno::{errno, level};
 use crate::fuse::quiet::Quiet;
 use crate::fuse::watch::begin;
 use crate::metrics::Operation;
-use crate::text::chain;
-use crate::vfs::attr::{Attributes, SetAttributes};
+use crate::vfs::attr::SetAttributes;
 use crate::vfs::copy::Place;
-use crate::vfs::node::Token;
-use crate::vfs::open::{How, Opened};
+use crate::vfs::open::How;
 use crate::vfs::read::Seek;
 use crate::vfs::rename::Flavour;
 use crate::vfs::write::Allocate;
 use crate::vfs::xattr::SetMode;
-use crate::vfs::{Caller, Error, Vfs};
-
-/// Inode numbers are never reused, so one generation does.
-const GENERATION: Generation = Generation(1);
+use crate::vfs::{Error, Vfs};
 
 /// Largest read or write in one request.
 const TRANSFER_BYTES_MAX: u32 = 1 << 20;
 
 /// The tree as `fuser` calls it.
 pub struct Adapter {
-    vfs: Arc<Vfs>,
-    root: Root,
-    quiet: Quiet,
+    pub(super) vfs: Arc<Vfs>,
+    pub(super) root: Root,
+    pub(super) quiet: Quiet,
 }
 
 impl Adapter {
@@ -51,77 +45,6 @@ impl Adapter {
         let root = Root(vfs.options().subdir);
         Adapter { vfs, root, quiet: Quiet::default() }
     }
-
-    /// Logs a failure once, here at the edge, and gives its errno.
-    fn failed(&self, operation: &str, ino: Ino, error: &Error) -> Errno {
-        let (errno, level) = (errno(error), level(error));
-        if level == Level::DEBUG {
-            tracing::debug!("{operation} of inode {ino}: {}", chain(error));
-            return errno;
-        }
-        let Some(kept_back) = self.quiet.admit(i32::from(errno), ino, Instant::now()) else { return errno };
-        let more =
-            if kept_back > 0 { format!(" ({kept_back} like it were not told)") } else { String::new() };
-        match level {
-            Level::ERROR => tracing::error!("{operation} of inode {ino}: {}{more}", chain(error)),
-            _ => tracing::warn!("{operation} of inode {ino}: {}{more}", chain(error)),
-        }
-        errno
-    }
-
-    fn entry(&self, operation: &str, parent: Ino, found: Result<Attributes, Error>, reply: ReplyEntry) {
-        match found {
-            Ok(attributes) => {
-                let (attr, ttl) = self.root.attr(&attributes);
-                reply.entry_with_ttls(&ttl, &FOR_EVER, &attr, GENERATION);
-            }
-            Err(error) => reply.error(self.failed(operation, parent, &error)),
-        }
-    }
-
-    fn attr(&self, operation: &str, ino: Ino, found: Result<Attributes, Error>, reply: ReplyAttr) {
-        match found {
-            Ok(attributes) => {
-                let (attr, ttl) = self.root.attr(&attributes);
-                reply.attr(&ttl, &attr);
-            }
-            Err(error) => reply.error(self.failed(operation, ino, &error)),
-        }
-    }
-
-    /// What changed names; where the mount asks for it, they are durable before this is answered.
-    fn named<T>(&self, done: Result<T, Error>) -> Result<T, Error> {
-        let done = done?;
-        if self.vfs.options().sync_names {
-            self.vfs.sync_index()?;
-        }
-        Ok(done)
-    }
-
-    fn empty(&self, operation: &str, ino: Ino, done: Result<(), Error>, reply: ReplyEmpty) {
-        match done {
-            Ok(()) => reply.ok(),
-            Err(error) => reply.error(self.failed(operation, ino, &error)),
-        }
-    }
-}
-
-fn caller(req: &Request) -> Caller {
-    Caller { uid: req.uid(), gid: req.gid(), pid: req.pid() }
-}
-
-fn token(id: BackingId) -> Token {
-    Arc::new(id)
-}
-
-/// Flags for a file served through the kernel's page cache: the pages it has are right, since every change of the bytes
-/// went through it, or emptied it on the way (a passthrough open does).
-fn cached(opened: &Opened) -> FopenFlags {
-    FopenFlags::FOPEN_KEEP_CACHE | no_flush(opened)
-}
-
-fn no_flush(opened: &Opened) -> FopenFlags {
-    if opened.no_flush { FopenFlags::FOPEN_NOFLUSH } else { FopenFlags::empty() }
 }
 
 impl Filesystem for Adapter {
@@ -634,49 +557,5 @@ impl Adapter {
             Ok(value) => reply.data(&value),
             Err(error) => reply.error(self.failed(operation, ino, &error)),
         }
-    }
-}
-
-/// Cookies of `.` and `..`; those of entries are larger.
-const DOT: u64 = 1;
-const DOT_DOT: u64 = 2;
-
-/// The two entries that every listing starts with.
-struct Dots(u64);
-
-impl Dots {
-    fn from(offset: u64) -> Dots {
-        Dots(offset)
-    }
-
-    fn next(&mut self) -> Option<(u64, &'static str)> {
-        self.0 = self.0.saturating_add(1);
-        match self.0 {
-            DOT => Some((DOT, ".")),
-            DOT_DOT => Some((DOT_DOT, "..")),
-            _ => None,
-        }
-    }
-}
-
-/// The answer "there is no such name", which the kernel keeps: node 0.
-fn nothing() -> FileAttr {
-    let epoch = SystemTime::UNIX_EPOCH;
-    FileAttr {
-        ino: INodeNo(0),
-        size: 0,
-        blocks: 0,
-        atime: epoch,
-        mtime: epoch,
-        ctime: epoch,
-        crtime: epoch,
-        kind: FileType::RegularFile,
-        perm: 0,
-        nlink: 0,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        blksize: 0,
-        flags: 0,
     }
 }

@@ -4,6 +4,7 @@
 //! keep what it is told (for ever, unless it can change without a request) and by which flags a file is served.
 
 mod adapter;
+mod answer;
 mod convert;
 mod errno;
 pub mod options;
