@@ -106,6 +106,7 @@ pub fn access(flags: i32) -> Access {
         exclusive: flags & libc::O_EXCL != 0,
         sync: flags & libc::O_DSYNC != 0,
         noatime: flags & libc::O_NOATIME != 0,
+        execute: flags & FMODE_EXEC != 0,
     }
 }
 
@@ -122,13 +123,19 @@ fn from_fuser(at: SystemTime) -> Nanos {
 
 const READ: u64 = 1;
 const WRITE: u64 = 2;
+const EXECUTE: u64 = 4;
+
+/// What the kernel adds to the flags of an open by execve(2); from linux/fs.h.
+const FMODE_EXEC: i32 = 0x20;
 
 /// A handle needs no table: all there is to know of it is what it may do.
 pub fn handle(access: Access) -> FileHandle {
-    FileHandle(if access.read { READ } else { 0 } | if access.write { WRITE } else { 0 })
+    let bit = |has: bool, bit: u64| if has { bit } else { 0 };
+    FileHandle(bit(access.read, READ) | bit(access.write, WRITE) | bit(access.execute, EXECUTE))
 }
 
 /// What a handle may do.
 pub fn handle_access(fh: FileHandle) -> Access {
-    Access { read: fh.0 & READ != 0, write: fh.0 & WRITE != 0, ..Access::default() }
+    let has = |bit: u64| fh.0 & bit != 0;
+    Access { read: has(READ), write: has(WRITE), execute: has(EXECUTE), ..Access::default() }
 }

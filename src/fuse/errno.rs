@@ -29,6 +29,7 @@ pub fn errno(error: &Error) -> Errno {
         Error::ReadOnly => Errno::EROFS,
         Error::Failed { .. } | Error::Altered(_) | Error::Swapped(_) => Errno::EIO,
         Error::Backlog => Errno::ENOSPC,
+        Error::Running => Errno::ETXTBSY,
         Error::Index(error) => index_errno(error),
         Error::Store(error) => store_errno(error),
         Error::Io { source, .. } => io_errno(source),

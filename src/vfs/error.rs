@@ -15,6 +15,9 @@ pub enum Error {
     /// The inode is gone, although the kernel or an NFS client still names it.
     #[error("inode {0} is gone")]
     Stale(Ino),
+    /// A program that runs is not to be emptied.
+    #[error("a program runs from the file")]
+    Running,
     /// The name is taken.
     #[error("the name exists")]
     Exists,

@@ -106,6 +106,8 @@ pub struct CloneOf {
 pub struct State {
     /// Open handles that can read.
     pub readers: u32,
+    /// Open handles of running programs.
+    pub executors: u32,
     /// Open handles that can write.
     pub writers: u32,
     /// All open handles.

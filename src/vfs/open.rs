@@ -54,6 +54,8 @@ pub struct Access {
     pub sync: bool,
     /// Reading leaves no trace.
     pub noatime: bool,
+    /// A program is run from it.
+    pub execute: bool,
 }
 
 /// How the kernel is to serve a descriptor.
@@ -83,6 +85,10 @@ impl Vfs {
             self.wait_for_backlog()?;
         }
         let mut node = if access.truncate { self.lock_to_empty(ino)? } else { self.nodes.lock(ino) };
+        // The kernel refuses to write a running program itself, but of O_RDONLY|O_TRUNC it thinks only after this answer.
+        if access.truncate && !access.write && node.executors > 0 {
+            return Err(Error::Running);
+        }
         if changes {
             node.settle();
         }
@@ -205,6 +211,9 @@ impl Vfs {
         if access.read {
             node.readers = node.readers.saturating_sub(1);
         }
+        if access.execute {
+            node.executors = node.executors.saturating_sub(1);
+        }
         if access.write {
             node.writers = node.writers.saturating_sub(1);
             if node.writers == 0 {
@@ -261,6 +270,7 @@ impl Vfs {
     fn admit(&self, node: &mut Locked<'_>, access: Access) {
         node.opens += 1;
         node.readers += u32::from(access.read);
+        node.executors += u32::from(access.execute);
         node.writers += u32::from(access.write);
         if access.write {
             if let Some(staged) = &mut node.staged {

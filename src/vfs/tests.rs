@@ -109,13 +109,14 @@ fn name() -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn access() -> impl Strategy<Value = Access> {
-    any::<[bool; 6]>().prop_map(|[read, write, truncate, exclusive, sync, noatime]| Access {
+    any::<[bool; 7]>().prop_map(|[read, write, truncate, exclusive, sync, noatime, execute]| Access {
         read,
         write,
         truncate,
         exclusive,
         sync,
         noatime,
+        execute,
     })
 }
 

@@ -395,8 +395,12 @@ fn programs_run_and_are_busy(t: &Tree) {
     });
     let for_writing = OpenOptions::new().write(true).open(&program).map(drop);
     let truncated = truncate(&program, 0);
+    let emptied = OpenOptions::new().read(true).custom_flags(libc::O_TRUNC).open(&program).map(drop);
+    let (len, ended) = (fs::metadata(&program).unwrap().len(), running.try_wait().unwrap());
     running.kill().unwrap();
     running.wait().unwrap();
+    emptied.fails(Errno::ETXTBSY);
+    assert!(len > 0 && ended.is_none(), "{len} {ended:?}");
     for_writing.fails(Errno::ETXTBSY);
     truncated.fails(Errno::ETXTBSY);
     let writer = OpenOptions::new().append(true).open(t.path("program")).unwrap();

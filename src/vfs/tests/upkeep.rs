@@ -8,8 +8,15 @@ use super::*;
 use crate::checksum::Checksum;
 
 const ME: Caller = Caller { uid: 0, gid: 0, pid: 0 };
-const WRITE: Access =
-    Access { read: false, write: true, truncate: false, exclusive: false, sync: false, noatime: false };
+const WRITE: Access = Access {
+    read: false,
+    write: true,
+    truncate: false,
+    exclusive: false,
+    sync: false,
+    noatime: false,
+    execute: false,
+};
 
 fn soon() -> Instant {
     Instant::now() + Duration::from_secs(20)
