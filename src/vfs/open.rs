@@ -464,7 +464,7 @@ impl Vfs {
         }
         match self.store.open_blob(&Checksum::EMPTY, 0) {
             Ok(blob) => drop(self.register(blob.as_fd(), register)),
-            Err(error) => tracing::warn!("passthrough cannot be tried: {error}"),
+            Err(error) => tracing::warn!("passthrough cannot be tried: {}", text::chain(&error)),
         }
     }
 

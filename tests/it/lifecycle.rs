@@ -416,7 +416,9 @@ fn leave_work_for_every_job(depot: &Depot) -> (PathBuf, PathBuf) {
     index.execute("UPDATE blob SET sha256 = NULL, md5 = NULL WHERE size > 0", []).unwrap();
     let aside = depot.dir.join("filestore/_aside/00000000000000aa");
     fs::write(&aside, "kept too long").unwrap();
-    sh("/", &format!("touch -d '15 days ago' {}", aside.display()));
+    // The note tells since when.
+    fs::write(aside.with_extension("txt"), "why").unwrap();
+    sh("/", &format!("touch -d '15 days ago' {}.txt", aside.display()));
     (depot.blob(&sha1(b"gone")), aside)
 }
 

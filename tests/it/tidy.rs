@@ -198,7 +198,7 @@ const ROOMS: [&[&str]; 7] = [
     &["vfs", "jobs"],
     &["journal"],
     &["index", "filestore"],
-    &["checksum", "change", "config", "worker", "clock", "metrics", "text", "failpoint", "sys"],
+    &["checksum", "change", "config", "worker", "clock", "crowd", "metrics", "text", "failpoint", "sys"],
 ];
 
 /// Calls within a row: jobs work on the tree; leaves may use each other; main starts cli.
