@@ -181,7 +181,8 @@ fn log_lines_tell_the_causes() {
     for (name, text) in code().into_iter().filter(|(name, _)| !name.starts_with("src/index/")) {
         for (at, _) in text.match_indices("tracing::") {
             let statement = text[at..].split_once(";\n").map_or(&text[at..], |(statement, _)| statement);
-            let line = statement.split(")\n").next().unwrap_or_default();
+            let arm = statement.split("),\n").next().unwrap_or_default();
+            let line = arm.split(")\n").next().unwrap_or_default();
             if line.contains("{error}") {
                 offences.push(format!("{name}:{}", text[..at].lines().count()));
             }
