@@ -344,7 +344,7 @@ impl Index {
             writer = self.writer.lock();
         }
         // Removals go on as long as they can be logged: they are what makes room.
-        if writer.is_overfull() && writer.refusal().is_none() {
+        if releases && writer.is_overfull() && writer.refusal().is_none() {
             self.flush_with_reserve(&mut writer);
         }
         let mut done = self.log_entry(&mut writer, EntryRef::Changes(changes));
