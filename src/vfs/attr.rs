@@ -100,7 +100,7 @@ impl Vfs {
             let version = self.staged_version(node, &inode, staged)?;
             let (size, mtime, ctime) = (version.size, version.mtime, version.ctime);
             // As its seal is going to show it, unless it has holes.
-            let settled = version.blocks * 512 >= size && self.is_at_rest(node, staged)?;
+            let settled = version.blocks * 512 >= size && self.is_at_rest(node, staged);
             return Ok(Attributes {
                 inode: Inode { size, mtime, ctime, ..inode },
                 blocks: if settled { size.div_ceil(512) } else { version.blocks },
@@ -111,16 +111,16 @@ impl Vfs {
         Ok(Attributes { inode, blocks, stable: true })
     }
 
-    /// Whether nobody can write a staged version before the next open: it is Closed, and no mapping outlived the close.
-    fn is_at_rest(&self, node: &Locked<'_>, staged: &Staged) -> Result<bool> {
+    /// Whether nobody can write a staged version before the next open: it is Closed, and no mapping outlived the close. What
+    /// cannot be told, for want of a descriptor perhaps, is not so.
+    fn is_at_rest(&self, node: &Locked<'_>, staged: &Staged) -> bool {
         if staged.closed.is_none() || node.writers > 0 || node.clone.is_some() || staged.row.failed.is_some()
         {
-            return Ok(false);
+            return false;
         }
-        let name = staged.row.file;
-        let Reader::Staging(file) = &*self.reader(Source::Staging(name), 0)? else { return Ok(false) };
-        let lease = read_lease(file).map_err(Error::io(format!("take a lease on staging file {name}")))?;
-        Ok(lease.is_some())
+        let Ok(reader) = self.reader(Source::Staging(staged.row.file), 0) else { return false };
+        let Reader::Staging(file) = &*reader else { return false };
+        read_lease(file).is_ok_and(|lease| lease.is_some())
     }
 
     /// Sets attributes; the answer is what stat(2) shows then.
