@@ -466,7 +466,7 @@ impl Drop for Index {
         if self.copy_failed.load(Ordering::Acquire) {
             // Closing would copy, and force what has lost pages.
             let _ = connection::quiet(&self.copier.lock(), true);
-            let _ = connection::quiet(&self.writer.lock(), true);
+            self.writer.lock().close_quietly();
         }
     }
 }

@@ -116,6 +116,8 @@ impl Writer {
         if !self.behind && !lost {
             return Ok(());
         }
+        // Until all of it is applied: a start that fails may leave a transaction with a part.
+        self.behind = true;
         self.renew()?;
         self.catch_up()
     }
@@ -209,6 +211,13 @@ impl Writer {
     /// Starts the redo log anew. Everything in it must be forced in SQLite's files.
     pub fn restart_redo(&mut self) {
         self.redo.begin(self.session);
+    }
+
+    /// The end of the connection, if there is one, will leave SQLite's log alone.
+    pub fn close_quietly(&self) {
+        if let Some(c) = &self.c {
+            let _ = connection::quiet(c, true);
+        }
     }
 
     /// A connection without a transaction.

@@ -5,6 +5,7 @@ use std::io;
 use std::mem::discriminant;
 use std::time::{Duration, Instant};
 
+use crate::text::chain;
 use crate::vfs::Error;
 
 /// A failure is over when none came for this long: longer than any pause between two tries of the same thing.
@@ -46,7 +47,7 @@ impl Quiet {
         let new = self.told.is_none_or(|(told, _)| told != kind);
         self.told = Some((kind, at));
         if new {
-            tracing::error!("{}: {}; tried again", self.job, text(error));
+            tracing::error!("{}: {}; tried again", self.job, chain(error));
         }
         new
     }
@@ -64,11 +65,6 @@ fn kind(error: &Error) -> u64 {
     let system = causes(error).find_map(|cause| cause.downcast_ref::<io::Error>());
     system.map(io::Error::kind).hash(&mut hasher);
     hasher.finish()
-}
-
-fn text(error: &Error) -> String {
-    let causes: Vec<String> = causes(error).map(ToString::to_string).collect();
-    causes.join(": ")
 }
 
 /// The error and what it comes from, outermost first.
