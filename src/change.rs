@@ -138,7 +138,7 @@ pub struct StagedRow {
     pub mount: [u8; 16],
     /// Whether bytes and directory entry of the staging file were forced to the disk.
     pub forced: bool,
-    /// The checksum of the bytes where close waited for it.
+    /// The checksum of the bytes where close waited for it; that of no bytes where the staging file is not made yet.
     pub checksum: Option<Checksum>,
     /// mtime of the staged version as far as a call set it; the staging file's own mtime wins when a write moved it.
     pub mtime: Nanos,
@@ -146,6 +146,13 @@ pub struct StagedRow {
     pub ctime: Nanos,
     /// `Some(reason)` when the bytes cannot be sealed (collision, unreadable): the path answers EIO, nothing is deleted.
     pub failed: Option<String>,
+}
+
+impl StagedRow {
+    /// Whether the staging file may be absent because nothing was written yet: it is made for the first byte.
+    pub fn is_unmade(&self) -> bool {
+        self.checksum == Some(Checksum::EMPTY) && !self.forced && self.failed.is_none()
+    }
 }
 
 /// What the index knows of one blob.

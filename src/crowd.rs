@@ -1,22 +1,29 @@
 //! Work that is asked for while some is under way is done together by the next one.
 //!
-//! A force of one file costs a flush of the disk, one of many files costs one as well. So whoever comes alone does not wait
-//! for company, and many writers that force at the same time share what they would otherwise queue for.
+//! A force of one file costs a flush of the disk, one of many files costs one as well. So many writers that force at the same
+//! time share what they would otherwise queue for. Those who came together are expected to come together again: the next
+//! round waits for them, no longer than the last one took. Whoever comes alone is not made to wait.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
+
+/// Longest wait for company.
+const GATHER_MAX: Duration = Duration::from_millis(5);
 
 /// Who waits for the next round.
 #[derive(Debug)]
 pub struct Crowd<T> {
     state: Mutex<State<T>>,
     changed: Condvar,
+    /// Somebody joined the round that is gathering.
+    came: Condvar,
 }
 
 #[derive(Debug)]
 struct State<T> {
-    /// A round is under way.
+    /// A round is under way, or gathering.
     running: bool,
     /// What the next one is of, and its number; they are done in order.
     next: Vec<T>,
@@ -25,6 +32,9 @@ struct State<T> {
     pending: u64,
     /// What rounds of several left undone.
     left: BTreeMap<u64, Left<T>>,
+    /// How many the next one is likely to be of, and how long the last one took.
+    expected: usize,
+    took: Duration,
 }
 
 /// What one round left undone.
@@ -37,8 +47,16 @@ struct Left<T> {
 
 impl<T> Default for Crowd<T> {
     fn default() -> Crowd<T> {
-        let state = State { running: false, next: Vec::new(), round: 0, pending: 0, left: BTreeMap::new() };
-        Crowd { state: Mutex::new(state), changed: Condvar::new() }
+        let state = State {
+            running: false,
+            next: Vec::new(),
+            round: 0,
+            pending: 0,
+            left: BTreeMap::new(),
+            expected: 0,
+            took: Duration::ZERO,
+        };
+        Crowd { state: Mutex::new(state), changed: Condvar::new(), came: Condvar::new() }
     }
 }
 
@@ -54,31 +72,55 @@ impl<T: Copy + PartialEq> Crowd<T> {
         let mut state = self.state.lock();
         let mine = state.round;
         state.next.push(item);
+        self.came.notify_one();
         while state.pending <= mine && state.running {
             self.changed.wait(&mut state);
         }
         if state.pending <= mine {
-            let items = std::mem::take(&mut state.next);
             state.running = true;
+            let complete = self.gather(&mut state);
+            let items = std::mem::take(&mut state.next);
             state.round += 1;
             drop(state);
+            let begun = Instant::now();
             if items.len() == 1 {
                 let done = alone();
-                drop(self.end_round(mine, 0, Vec::new()));
+                drop(self.end_round(mine, 1, Vec::new(), complete, begun));
                 return done;
             }
             let left = together(&items);
-            state = self.end_round(mine, items.len(), left);
+            state = self.end_round(mine, items.len(), left, complete, begun);
         }
         let undone = state.is_left(mine, item);
         drop(state);
         if undone { alone() } else { Ok(()) }
     }
 
-    fn end_round(&self, round: u64, members: usize, items: Vec<T>) -> MutexGuard<'_, State<T>> {
+    /// Waits for those who came together before; whether they did.
+    fn gather(&self, state: &mut MutexGuard<'_, State<T>>) -> bool {
+        let until = Instant::now() + state.took.min(GATHER_MAX);
+        while state.next.len() < state.expected {
+            if self.came.wait_until(state, until).timed_out() {
+                break;
+            }
+        }
+        state.next.len() >= state.expected
+    }
+
+    /// `complete`: as many had come as were expected.
+    fn end_round(
+        &self,
+        round: u64,
+        members: usize,
+        items: Vec<T>,
+        complete: bool,
+        begun: Instant,
+    ) -> MutexGuard<'_, State<T>> {
         let mut state = self.state.lock();
         state.running = false;
         state.pending = round + 1;
+        state.took = begun.elapsed();
+        state.expected = if complete { members + state.next.len() } else { members };
         if !items.is_empty() {
             state.left.insert(round, Left { items, untold: members });
         }

@@ -37,7 +37,7 @@ pub const NAMES: &[&str] = &[
     "fsync.forced",
     "fsync.recorded",
     "fsync.synced",
-    "close.forced",
+    "close.hashed",
     "close.recorded",
     "close.synced",
     // Forcing in the background.
@@ -68,6 +68,7 @@ pub const NAMES: &[&str] = &[
     "detach.renamed",
     "detach.forced",
     // Copies.
+    "copy.made",
     "copy.committed",
     "copy.bytes",
     // Names.

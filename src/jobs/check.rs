@@ -137,6 +137,10 @@ fn check_staging(index: &Index, store: &Filestore, repair: bool, report: &mut Re
         report.findings.push(Finding { problem: Problem::StrayStaging(name), repaired });
     }
     for (name, row) in rows {
+        if row.is_unmade() {
+            report.unsealed += 1;
+            continue;
+        }
         let path = index.path(row.ino)?;
         let path = path.map_or_else(|| format!("inode {}", row.ino), |path| text(&path));
         let previous = index.inode(row.ino)?.is_some_and(|inode| inode.checksum.is_some());

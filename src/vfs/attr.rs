@@ -179,6 +179,7 @@ impl Vfs {
         let (uid, gid) = (set.uid, set.gid);
         let mut touched = None;
         let mut staged_row = None;
+        self.materialise(node)?;
         match &mut node.staged {
             Some(staged) => {
                 let file = self.store.open_staging(staged.row.file)?;

@@ -6,7 +6,7 @@
 //! destinations that are served through it (`copiers` guesses them when they are made); others get a reflink where the
 //! disk can, else the bytes.
 
-use crate::change::{Change, Ino, Kind};
+use crate::change::{Change, Ino, Kind, StagedRow};
 use crate::failpoint;
 use crate::sys::content as sys;
 use crate::sys::file::{copy_range, copy_range_over};
@@ -55,7 +55,6 @@ impl Vfs {
         }
         let node: &mut State = &mut node;
         let Some(staged) = &mut node.staged else { return Ok(None) };
-        let file = staged.row.file;
         let covered = to.offset.saturating_add(len).min(inode.size);
         // A copy that ends before its source does becomes bytes at once: half a copy exists in memory only.
         if covered < inode.size && len < REQUEST_BYTES_MAX {
@@ -68,8 +67,11 @@ impl Vfs {
             Some(clone) if clone.checksum == checksum && clone.covered == to.offset => {
                 CloneOf { covered, ..clone }
             }
-            None if to.offset == 0 && self.store.stat_staging(file)?.size == 0 => {
-                CloneOf { file, checksum, size: inode.size, covered }
+            Some(clone) if clone.covered == 0 && to.offset == 0 => {
+                CloneOf { checksum, size: inode.size, covered, ..clone }
+            }
+            None if to.offset == 0 && self.store.stat_staging(staged.row.file)?.size == 0 => {
+                CloneOf { file: staged.row.file, made: true, checksum, size: inode.size, covered }
             }
             _ => return Ok(None),
         };
@@ -94,13 +96,20 @@ impl Vfs {
         node.staged = None;
         node.clone = None;
         node.guessed = None;
-        self.retire(seq, file);
+        if clone.made {
+            self.retire(seq, clone.file);
+        }
         Ok(Some(covered - to.offset))
     }
 
     /// Turns a lazy copy into bytes of its staging file, because something else is going to happen to the file.
     pub(super) fn materialise(&self, node: &mut Locked<'_>) -> Result<()> {
         let Some(clone) = node.clone else { return Ok(()) };
+        // A read-only mount shows what the last daemon left, as it is.
+        if self.options.read_only {
+            return Ok(());
+        }
+        self.make_staging_of(node)?;
         // The latch keeps the blob's file from changing hands, and being written, while it is copied.
         let _latch = self.store.latch(&clone.checksum);
         let blob = self.store.open_blob(&clone.checksum, clone.size)?;
@@ -112,6 +121,28 @@ impl Vfs {
         sys::set_mtime(&writer, UNTOUCHED).map_err(what())?;
         node.clone = None;
         Ok(())
+    }
+
+    /// Makes the staging file of a copy that was expected and did not come, or not as a whole.
+    fn make_staging_of(&self, node: &mut Locked<'_>) -> Result<()> {
+        let node: &mut State = node;
+        let (Some(clone), Some(staged)) = (&mut node.clone, &mut node.staged) else { return Ok(()) };
+        if clone.made {
+            return Ok(());
+        }
+        staged.row = self.make_staging(staged.row.clone())?;
+        clone.made = true;
+        Ok(())
+    }
+
+    /// Makes the staging file that was left out, and says so in the row.
+    pub(super) fn make_staging(&self, row: StagedRow) -> Result<StagedRow> {
+        self.stage_untouched(row.file)?;
+        // A crash here leaves an empty staging file, which is what the row says.
+        failpoint::hit("copy.made");
+        let row = StagedRow { checksum: None, ..row };
+        self.commit(&[Change::Stage(row.clone())]).inspect_err(|_| self.give_up_staging(row.file))?;
+        Ok(row)
     }
 
     fn copy_bytes(&self, from: Place, to: Place, len: u64) -> Result<u64> {

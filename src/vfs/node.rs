@@ -93,12 +93,21 @@ impl Staged {
 pub struct CloneOf {
     /// The staging file, still empty.
     pub file: StagingName,
+    /// Whether it is there; of a new file that is expected to become a copy it is made when that proves wrong.
+    pub made: bool,
     /// The blob copied from.
     pub checksum: Checksum,
     /// Its size.
     pub size: u64,
     /// The bytes from the start that the copy covers by now.
     pub covered: u64,
+}
+
+impl CloneOf {
+    /// Of a file that has no bytes and no staging file.
+    pub fn nothing_yet(file: StagingName) -> CloneOf {
+        CloneOf { file, made: false, checksum: Checksum::EMPTY, size: 0, covered: 0 }
+    }
 }
 
 /// What a node's lock guards.
@@ -112,11 +121,13 @@ pub struct State {
     pub writers: u32,
     /// All open handles.
     pub opens: u32,
+    /// How often it was opened since it is remembered here.
+    pub opened: u64,
     /// How the kernel reaches the bytes.
     pub serving: Serving,
     /// Newer bytes than the index's content row.
     pub staged: Option<Staged>,
-    /// A lazy copy under way, standing in for the empty staging file.
+    /// A lazy copy under way or expected, standing in for the empty staging file.
     pub clone: Option<CloneOf>,
     /// The program that was expected to copy into it, and has not yet.
     pub guessed: Option<String>,

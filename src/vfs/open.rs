@@ -19,8 +19,7 @@ use crate::text;
 use crate::vfs::acl;
 use crate::vfs::attr::Attributes;
 use crate::vfs::caller::{has_set_id_bits, without_set_id_bits};
-use crate::vfs::node::{Backing, Locked, Serving, Source, Staged, Token};
-use crate::vfs::stage::UNTOUCHED;
+use crate::vfs::node::{Backing, CloneOf, Locked, Serving, Source, Staged, Token};
 use crate::vfs::{Caller, Durability, Error, Result, Verify, Vfs, check_new_name, now};
 
 /// Makes the kernel open a file for passthrough; given by `fuse` with each request.
@@ -105,7 +104,10 @@ impl Vfs {
         if changes {
             let anew = self.open_to_write(&mut node, access)?;
             // A mapping left behind is of the staging file itself, which the kernel has to go on serving.
-            lazily = anew && self.guess(&mut node, caller, access);
+            if anew && matches!(node.serving, Serving::Idle) {
+                node.guessed = self.guess(caller, access);
+                lazily = node.guessed.is_some();
+            }
             if access.truncate && has_set_id_bits(&inode) && !caller.keeps_set_id_bits() {
                 self.drop_set_id_bits(&inode)?;
             }
@@ -147,13 +149,16 @@ impl Vfs {
         let (inode, xattrs) = self.new_inode(caller, parent, Kind::File, mode, umask)?;
         let ino = inode.ino;
         let file = self.next_staging()?;
-        let writer = self.store.stage(file)?;
-        sys::set_mtime(&writer, UNTOUCHED)
-            .map_err(Error::io(format!("set the time of staging file {file}")))?;
-        drop(writer);
+        let mut row = self.staged_row(&inode, file);
+        let guessed = self.guess(caller, access);
+        if guessed.is_some() {
+            // A copy never has use for it.
+            row.checksum = Some(Checksum::EMPTY);
+        } else {
+            self.stage_untouched(file)?;
+        }
         // A crash here leaves a staging file without a row, which recovery discards, and no name.
         failpoint::hit("create.staged");
-        let row = self.staged_row(&inode, file);
         let cookie = self.index.next_number()?;
         let no_flush = !access.write || self.durability_of(parent)? == Durability::Fsync;
         let create = Change::Create {
@@ -167,7 +172,9 @@ impl Vfs {
         // Nobody can name the inode before the commit, so holding its lock across it delays nobody.
         let mut node = self.nodes.lock(ino);
         if let Err(error) = self.commit(&[create, Change::Stage(row.clone())]) {
-            self.give_up_staging(file);
+            if guessed.is_none() {
+                self.give_up_staging(file);
+            }
             drop(node);
             return match error {
                 Error::Index(crate::index::Error::Exists { .. }) if !access.exclusive => {
@@ -181,7 +188,9 @@ impl Vfs {
         // A crash from here on leaves the name with no bytes, answered or not.
         failpoint::hit("create.committed");
         node.staged = Some(Staged::new(row));
-        let lazily = self.guess(&mut node, caller, access);
+        let lazily = guessed.is_some();
+        node.clone = guessed.is_some().then(|| CloneOf::nothing_yet(file));
+        node.guessed = guessed;
         let how =
             self.serve(&mut node, &inode, lazily, register).inspect_err(|_| self.close_staged(&mut node))?;
         self.admit(&mut node, access);
@@ -239,13 +248,9 @@ impl Vfs {
         self.close_staged(node);
     }
 
-    /// Whether the file is likely to be the destination of a lazy copy, for which it must be served by the daemon.
-    fn guess(&self, node: &mut Locked<'_>, caller: &Caller, access: Access) -> bool {
-        if access.read || !self.passthrough() || !matches!(node.serving, Serving::Idle) {
-            return false;
-        }
-        node.guessed = self.copiers.likely(caller);
-        node.guessed.is_some()
+    /// The program, if the file is likely to become a lazy copy by it, for which it must be served by the daemon.
+    fn guess(&self, caller: &Caller, access: Access) -> Option<String> {
+        if access.read || !access.write { None } else { self.copiers.likely(caller) }
     }
 
     fn end_serving(&self, node: &mut Locked<'_>) {
@@ -269,6 +274,7 @@ impl Vfs {
 
     fn admit(&self, node: &mut Locked<'_>, access: Access) {
         node.opens += 1;
+        node.opened += 1;
         node.readers += u32::from(access.read);
         node.executors += u32::from(access.execute);
         node.writers += u32::from(access.write);

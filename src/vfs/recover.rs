@@ -10,7 +10,7 @@ use crate::change::{Change, Ino, StagedRow, StagingName};
 use crate::failpoint;
 use crate::sys::lease::read_lease;
 use crate::text;
-use crate::vfs::node::Staged;
+use crate::vfs::node::{CloneOf, Staged};
 use crate::vfs::{Error, Result, Vfs, now};
 
 /// What was found and done.
@@ -79,8 +79,10 @@ impl Vfs {
 
     /// A read-only mount changes nothing, but shows the newest version where it stands.
     fn show_staged(&self, row: StagedRow) {
-        if self.stands(&row) && self.store.stat_staging(row.file).is_ok() {
+        let there = self.store.stat_staging(row.file).is_ok();
+        if self.stands(&row) && (there || row.is_unmade()) {
             let mut node = self.nodes.lock(row.ino);
+            node.clone = (!there).then(|| CloneOf::nothing_yet(row.file));
             node.staged = Some(Staged::new(row));
         }
     }
@@ -97,8 +99,8 @@ impl Vfs {
             Err(error) if error.is_absent() => false,
             Err(error) => return Err(error.into()),
         };
-        if stands && there {
-            let row = self.out_of_reach(row)?;
+        if stands && (there || row.is_unmade()) {
+            let row = if there { self.out_of_reach(row)? } else { self.make_staging(row)? };
             let mut node = self.nodes.lock(row.ino);
             node.staged = Some(Staged::new(row));
             self.close_staged(&mut node);

@@ -14,7 +14,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::change::{Change, Ino, Nanos, StagingName};
 use crate::checksum::{Checksum, Digest};
 use crate::failpoint;
-use crate::filestore::{self, Latch, Staged as ToPut};
+use crate::filestore::{self, Latch, Staged as ToPut, StagingReader};
 use crate::sys::lease::{Lease, is_unused, read_lease};
 use crate::text;
 use crate::vfs::node::{Locked, Serving, Source};
@@ -99,6 +99,8 @@ struct Hashed {
     file: StagingName,
     found: Found,
     sealing: Arc<Sealing>,
+    /// Nobody had it open when this began, and how often it had been opened.
+    unopened_since: Option<u64>,
 }
 
 impl Vfs {
@@ -183,7 +185,7 @@ impl Vfs {
 
     /// Leases and hashes one Closed file; `None` when there is nothing to put.
     fn hash(&self, ino: Ino, go_on: GoOn<'_>) -> Result<Option<Hashed>> {
-        let (file, sealing) = {
+        let (file, sealing, unopened_since) = {
             // Whoever holds it for long waits for a disk, perhaps: the other files of the batch do not wait with him.
             let node = self.nodes.try_existing(ino, Instant::now() + HELD_MAX);
             let Ok(Some(mut node)) = node else { return Ok(None) };
@@ -200,7 +202,7 @@ impl Vfs {
             self.descriptors.close_writer(file);
             let sealing = Arc::new(Sealing::default());
             node.sealing = Some(sealing.clone());
-            (file, sealing)
+            (file, sealing, (node.opens == 0).then_some(node.opened))
         };
         let result = self.lease_and_hash(ino, file, &sealing, go_on);
         if !matches!(result, Ok(Some(_))) {
@@ -215,7 +217,7 @@ impl Vfs {
             }
         }
         let found = result?;
-        Ok(found.map(|found| Hashed { ino, file, found, sealing }))
+        Ok(found.map(|found| Hashed { ino, file, found, sealing, unopened_since }))
     }
 
     fn lease_and_hash(
@@ -226,9 +228,9 @@ impl Vfs {
         go_on: GoOn<'_>,
     ) -> Result<Option<Found>> {
         self.descriptors.forget_staging(file);
-        let used = !is_unused(self.store.open_staging(file)?)
-            .map_err(Error::io(format!("take a lease on staging file {file}")))?;
-        if !self.lease(file, sealing)? {
+        let reader = self.store.open_staging(file)?;
+        let used = !is_unused(&reader).map_err(Error::io(format!("take a lease on staging file {file}")))?;
+        if !lease(&reader, file, sealing)? {
             self.postpone(ino);
             return Ok(None);
         }
@@ -237,7 +239,6 @@ impl Vfs {
         if self.revert_unchanged(ino, file)? {
             return Ok(None);
         }
-        let reader = self.store.open_staging(file)?;
         let what = || Error::io(format!("read staging file {file}"));
         let Some(digest) = reader.digest(|| !sealing.is_cancelled() && go_on()).map_err(what())? else {
             return Ok(None);
@@ -256,24 +257,6 @@ impl Vfs {
             return Ok(None);
         }
         Ok(Some(Found { digest, mtime: version.mtime, ctime: version.ctime, used }))
-    }
-
-    /// Whether nobody can write the file any more; holds the lease in `sealing`.
-    fn lease(&self, file: StagingName, sealing: &Sealing) -> Result<bool> {
-        for _ in 0..LEASE_TRIES {
-            let reader = self.store.open_staging(file)?;
-            let mut lease = sealing.lease.lock();
-            if sealing.is_cancelled() {
-                return Ok(false);
-            }
-            *lease = read_lease(reader).map_err(Error::io(format!("take a lease on staging file {file}")))?;
-            if lease.is_some() {
-                return Ok(true);
-            }
-            drop(lease);
-            std::thread::sleep(LEASE_PAUSE);
-        }
-        Ok(false)
     }
 
     /// A file that was opened for writing and not written goes back to its blob without being read.
@@ -440,8 +423,11 @@ impl Vfs {
             _ => false,
         };
         // A mapping may have been made and its descriptor closed while the file was hashed.
+        let unopened = one.unopened_since == Some(node.opened);
         let used = || {
-            one.found.used || self.store.open_staging(one.file).is_ok_and(|f| !is_unused(f).unwrap_or(false))
+            let used_now =
+                || self.store.open_staging(one.file).is_ok_and(|file| !is_unused(file).unwrap_or(false));
+            one.found.used || !unopened && used_now()
         };
         let used = served || self.passthrough() && used();
         let latch = latches.iter().find(|latch| *latch.checksum() == one.found.digest.checksum);
@@ -561,6 +547,23 @@ impl Vfs {
             reports.push(line);
         }
     }
+}
+
+/// Whether nobody can write the file any more; holds the lease in `sealing`.
+fn lease(reader: &StagingReader, file: StagingName, sealing: &Sealing) -> Result<bool> {
+    for _ in 0..LEASE_TRIES {
+        let mut lease = sealing.lease.lock();
+        if sealing.is_cancelled() {
+            return Ok(false);
+        }
+        *lease = read_lease(reader).map_err(Error::io(format!("take a lease on staging file {file}")))?;
+        if lease.is_some() {
+            return Ok(true);
+        }
+        drop(lease);
+        std::thread::sleep(LEASE_PAUSE);
+    }
+    Ok(false)
 }
 
 /// Since when a file is Closed that may be sealed now: `age` after its close, and later after tries in vain.

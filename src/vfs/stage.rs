@@ -67,7 +67,10 @@ impl Vfs {
             if let Some(why) = &staged.row.failed {
                 return Err(Error::Failed { ino: inode.ino, why: why.clone() });
             }
-            return Ok(Source::Staging(staged.row.file));
+            return Ok(match node.clone {
+                Some(clone) if !clone.made => Source::Blob(clone.checksum),
+                _ => Source::Staging(staged.row.file),
+            });
         }
         match inode.checksum {
             Some(sum) => Ok(Source::Blob(sum)),
@@ -166,6 +169,12 @@ impl Vfs {
         staged.fresh = keep < inode.size;
         node.staged = Some(staged);
         Ok(())
+    }
+
+    /// Makes an empty staging file with the time of one that nobody wrote.
+    pub(super) fn stage_untouched(&self, name: StagingName) -> Result<()> {
+        let writer = self.store.stage(name)?;
+        sys::set_mtime(&writer, UNTOUCHED).map_err(Error::io(format!("set the time of staging file {name}")))
     }
 
     /// Sets the time of a staging file that is about to be written, so that a write shows.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::change::{Change, Ino, Nanos, StagingName};
+use crate::change::{Change, Ino, Nanos, StagedRow, StagingName};
 use crate::checksum::{Checksum, Digest};
 use crate::failpoint;
 use crate::filestore;
@@ -59,15 +59,17 @@ impl Vfs {
     /// The node is not locked while the disk works: whoever looks at the file, or lists its directory, does not wait.
     pub fn fsync(&self, ino: Ino) -> Result<()> {
         match self.staged_to_force(ino)? {
-            Some(name) => self.fsyncs.join(
-                (ino, name),
-                |files| self.fsync_together(files),
-                || self.fsync_one(ino, name),
-            )?,
+            Some(name) => self.fsync_staged(ino, name)?,
             None => self.sync_index()?,
         }
         failpoint::hit("fsync.synced");
         Ok(())
+    }
+
+    /// As `fsync`, with others that come at the same time.
+    fn fsync_staged(&self, ino: Ino, name: StagingName) -> Result<()> {
+        let together = |files: &[(Ino, StagingName)]| self.fsync_together(files);
+        self.fsyncs.join((ino, name), together, || self.fsync_one(ino, name))
     }
 
     fn fsync_one(&self, ino: Ino, name: StagingName) -> Result<()> {
@@ -157,9 +159,6 @@ impl Vfs {
             return Ok(());
         }
         let Some((name, hashed)) = self.staged_for_close(ino)? else { return self.sync_index() };
-        self.store.force_staging(&[name])?;
-        // A crash from here to the end of the call loses nothing: the row names the same bytes all along.
-        failpoint::hit("close.forced");
         let stat = self.store.stat_staging(name)?;
         // A descriptor that many processes inherit and close must not cost a hash each: again only when it has doubled, or
         // after a while.
@@ -178,9 +177,13 @@ impl Vfs {
                 checksum = Some(digest.checksum);
             }
         }
-        self.record_close(ino, name, checksum, (stat.size, stat.mtime, Instant::now()))?;
+        // A crash from here to the end of the call loses nothing: the row names the same bytes all along.
+        failpoint::hit("close.hashed");
+        if let Some(checksum) = checksum {
+            self.record_close(ino, name, checksum, (stat.size, stat.mtime, Instant::now()))?;
+        }
         failpoint::hit("close.recorded");
-        self.sync_index()?;
+        self.fsync_staged(ino, name)?;
         failpoint::hit("close.synced");
         Ok(())
     }
@@ -196,31 +199,20 @@ impl Vfs {
         }
     }
 
-    fn record_close(
-        &self,
-        ino: Ino,
-        name: StagingName,
-        checksum: Option<Checksum>,
-        version: Hashed,
-    ) -> Result<()> {
+    /// Commits what a close that waits has hashed.
+    fn record_close(&self, ino: Ino, name: StagingName, checksum: Checksum, version: Hashed) -> Result<()> {
         let unpromise = |sum: &Checksum| {
             self.promised.lock().remove(sum);
         };
         let mut node = self.nodes.lock(ino);
         node.settle();
         let Some(staged) = node.staged.as_mut().filter(|staged| staged.row.file == name) else {
-            checksum.iter().for_each(unpromise);
+            unpromise(&checksum);
             return Ok(());
         };
-        let replaced = staged.row.checksum.filter(|old| checksum.is_some_and(|new| new != *old));
-        replaced.iter().for_each(unpromise);
-        staged.forced_at = Instant::now();
-        if checksum.is_some() {
-            staged.hashed = Some(version);
-        }
-        let mut row = staged.row.clone();
-        row.forced = true;
-        row.checksum = checksum.or(row.checksum);
+        staged.row.checksum.filter(|old| *old != checksum).iter().for_each(unpromise);
+        staged.hashed = Some(version);
+        let row = StagedRow { checksum: Some(checksum), ..staged.row.clone() };
         if row != staged.row {
             self.commit(&[Change::Stage(row.clone())])?;
             staged.row = row;

@@ -39,6 +39,7 @@ const ELSEWHERE: &[&[&str]] = &[
     recovery::RECOVERING_PAST,
     recovery::SETTING_ASIDE,
     recovery::FAILING,
+    recovery::EXPECTING,
 ];
 
 #[test]

@@ -5,7 +5,7 @@ use std::fs;
 use nix::errno::Errno;
 
 use super::{dies, sound, survives};
-use crate::harness::{Driver, Fails, Mode, Steered, guarded, scratch};
+use crate::harness::{Driver, Fails, Mode, Steered, command, guarded, run_command, scratch};
 
 pub const PRIVATE: &[&str] = &["private.detached"];
 pub const RECOVERING: &[&str] = &["recover.kept", "recover.reaped", "recover.discarded", "recover.synced"];
@@ -13,8 +13,9 @@ pub const RECOVERING: &[&str] = &["recover.kept", "recover.reaped", "recover.dis
 pub const RECOVERING_PAST: &[&str] = &["restage.copied", "restage.committed"];
 pub const SETTING_ASIDE: &[&str] = &["aside.explained", "aside.moved", "recover.aside", "recover.reverted"];
 pub const FAILING: &[&str] = &["seal.failed", "reap.kept"];
+pub const EXPECTING: &[&str] = &["copy.made"];
 
-both_modes! { dies_in_recovery, dies_making_private, a_put_without_a_commit_leaves_nothing, dies_setting_aside, dies_failing }
+both_modes! { dies_in_recovery, dies_making_private, a_put_without_a_commit_leaves_nothing, dies_setting_aside, dies_failing, dies_before_a_copy }
 
 /// Kills the daemon while a program works; what it has open stays open.
 fn kill_with_everything(depot: &Steered, driver: &mut Driver) {
@@ -181,6 +182,94 @@ fn dies_failing(mode: Mode) {
         assert_eq!(kept.collect::<Vec<_>>(), [b"bytes".to_vec()], "{point}");
         sound(&depot);
     }
+}
+
+/// The target of a copy has no staging file. It is an empty file like any other, until the copy comes, or something else.
+fn dies_before_a_copy(mode: Mode) {
+    for point in ["create.committed", "copy.made"] {
+        let depot = Steered::new(mode, "");
+        depot.mount();
+        let (source, target) = (depot.depot.path("repo/source"), depot.depot.path("repo/target"));
+        fs::write(&source, [5; 100_000]).unwrap();
+        depot.flush();
+        depot.set("copy.committed=kill");
+        let copied = run_command(&mut command("cp", &[source.to_str().unwrap(), target.to_str().unwrap()]));
+        assert_ne!(copied.code, Some(0), "the copy was not lazy: {}", depot.hits());
+        dies(&depot, "copy.committed");
+        depot.clear();
+        depot.mount();
+        assert_eq!(fs::read(&target).unwrap(), [5; 100_000]);
+        fs::remove_file(&target).unwrap();
+
+        // The daemon dies before the copy is asked for.
+        depot.set("create.committed=kill");
+        run_command(&mut command("cp", &[source.to_str().unwrap(), target.to_str().unwrap()]));
+        dies(&depot, "create.committed");
+        assert_eq!(depot.depot.staging(), [""; 0], "a staging file that no copy needs");
+        depot.clear();
+        depot.run(&["check", depot.depot.dir_str()]).ok();
+        let read_only = depot.depot.mount_with("ro");
+        read_only.ok();
+        assert_eq!(fs::read(&target).unwrap(), b"", "{point}");
+        depot.umount();
+        if point == "copy.made" {
+            depot.set("copy.made=kill");
+            assert_ne!(depot.try_mount().code, Some(0), "{point} was passed: {}", depot.hits());
+            dies(&depot, point);
+            depot.clear();
+        }
+        depot.mount();
+        assert_eq!(fs::read(&target).unwrap(), b"", "{point}");
+        fs::write(&target, "written after all").unwrap();
+        assert_eq!(fs::read(&target).unwrap(), b"written after all", "{point}");
+
+        // A copier that gets other bytes than those of a blob.
+        let outside = scratch();
+        fs::write(outside.path().join("other"), "from elsewhere").unwrap();
+        let into = depot.depot.path("repo/into");
+        fs::create_dir(&into).unwrap();
+        let copies = || {
+            let other = outside.path().join("other");
+            let paths = [&source, &other, &into].map(|path| path.to_str().unwrap());
+            run_command(&mut command("cp", &paths))
+        };
+        if point == "copy.made" {
+            depot.set("copy.made=kill");
+            copies();
+            dies(&depot, point);
+            depot.clear();
+            depot.mount();
+            assert_eq!(fs::read(into.join("other")).unwrap(), b"");
+        }
+        copies().ok();
+        assert_eq!(fs::read(into.join("other")).unwrap(), b"from elsewhere");
+        assert_eq!(fs::read(into.join("source")).unwrap(), [5; 100_000]);
+        let status = depot.depot.status();
+        assert_eq!(status["reports"].as_array().map_or(0, Vec::len), 0, "{}", status["reports"]);
+        sound(&depot);
+    }
+}
+
+/// A power cut before a copy: its target never was.
+#[test]
+fn the_target_of_a_copy_goes_with_a_power_cut() {
+    guarded(|| {
+        let depot = Steered::new(Mode::Passthrough, "");
+        depot.mount();
+        let (source, target) = (depot.depot.path("repo/source"), depot.depot.path("repo/target"));
+        fs::write(&source, [5; 100_000]).unwrap();
+        depot.flush();
+        depot.set("create.committed=kill");
+        run_command(&mut command("cp", &[source.to_str().unwrap(), target.to_str().unwrap()]));
+        dies(&depot, "create.committed");
+        depot.clear();
+        depot.pretend_another_boot(true);
+        depot.mount();
+        fs::metadata(&target).fails(Errno::ENOENT);
+        assert_eq!(fs::read(&source).unwrap(), [5; 100_000]);
+        assert_eq!(depot.depot.status()["reports"].as_array().unwrap().len(), 1);
+        sound(&depot);
+    });
 }
 
 #[test]

@@ -98,8 +98,8 @@ pub const WORKLOADS: &[Workload] = &[
             driver.close("old")
         },
         points: &[
-            "close.forced",
-            "close.forced@2",
+            "close.hashed",
+            "close.hashed@2",
             "close.recorded",
             "close.recorded@2",
             "close.synced",
