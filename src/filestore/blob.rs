@@ -1,5 +1,6 @@
-//! The read-only descriptor of a blob.
+//! A blob as its readers have it: the read-only descriptor of a local file, or bytes that are asked for.
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -9,8 +10,139 @@ use nix::fcntl::OFlag;
 
 use super::error::Result;
 use super::volume::Volume;
-use crate::checksum::{self, Digest, Published};
+use crate::checksum::{self, Digest, Published, ReadAt};
 use crate::failpoint;
+use crate::sys::file;
+
+/// Most bytes that a copy through memory moves at a time.
+const COPY_BYTES: u64 = 256 * 1024;
+
+/// How a blob's bytes can be had.
+#[derive(Debug)]
+pub enum Blob {
+    /// All of them lie in a local file.
+    Local(BlobFile),
+    /// They are asked for, piece by piece.
+    Remote(Box<dyn Remote>),
+}
+
+/// The bytes of a blob that is no local file. They are the same at every read, and stay after the blob is removed.
+pub trait Remote: fmt::Debug + Send + Sync {
+    /// Bytes it has.
+    fn size(&self) -> u64;
+
+    /// Reads at `offset`; fewer bytes than asked only at the end.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+}
+
+impl Blob {
+    /// Bytes it has.
+    pub fn size(&self) -> u64 {
+        match self {
+            Blob::Local(file) => file.size(),
+            Blob::Remote(remote) => remote.size(),
+        }
+    }
+
+    /// Reads at `offset`; fewer bytes than asked only at the end.
+    pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        failpoint::call("blob.read")?;
+        match self {
+            Blob::Local(file) => read_fully(&file.file, buffer, offset),
+            Blob::Remote(remote) => remote.read_at(buffer, offset),
+        }
+    }
+
+    /// The local file that holds all of it.
+    pub fn local(&self) -> Option<&BlobFile> {
+        match self {
+            Blob::Local(file) => Some(file),
+            Blob::Remote(_) => None,
+        }
+    }
+
+    /// Number of its local file on that file's own file system.
+    pub fn file_ino(&self) -> Option<u64> {
+        self.local().map(BlobFile::file_ino)
+    }
+
+    /// Makes the empty file `to` hold the first `length` bytes: shared blocks where possible, else a copy.
+    pub fn copy_start(&self, to: &impl AsFd, length: u64) -> io::Result<()> {
+        match self {
+            Blob::Local(file) => file::copy_start(file, to, length),
+            Blob::Remote(_) => self.copy_through_memory(0, to, 0, length),
+        }
+    }
+
+    /// Copies a range of it over whatever a file has there.
+    pub fn copy_over(&self, offset: u64, to: &impl AsFd, to_offset: u64, length: u64) -> io::Result<()> {
+        match self {
+            Blob::Local(file) => file::copy_range_over(file, offset, to, to_offset, length),
+            Blob::Remote(_) => self.copy_through_memory(offset, to, to_offset, length),
+        }
+    }
+
+    fn copy_through_memory(
+        &self,
+        offset: u64,
+        to: &impl AsFd,
+        to_offset: u64,
+        length: u64,
+    ) -> io::Result<()> {
+        let mut buffer = vec![0; length.min(COPY_BYTES) as usize];
+        let mut done = 0;
+        while done < length {
+            let part = (length - done).min(COPY_BYTES) as usize;
+            let read = self.read_at(&mut buffer[..part], offset + done)?;
+            if read == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            file::write_all_at(to, &buffer[..read], to_offset + done)?;
+            done += read as u64;
+        }
+        Ok(())
+    }
+
+    /// SHA-1 and BLAKE3 of its bytes; `None` when `go_on` said false on the way.
+    pub fn digest(&self, go_on: impl Fn() -> bool) -> io::Result<Option<Digest>> {
+        checksum::digest(self, go_on)
+    }
+
+    /// SHA-256 and MD5 of its bytes; `None` when `go_on` said false on the way.
+    pub fn published_digests(&self, go_on: impl Fn() -> bool) -> io::Result<Option<Published>> {
+        checksum::published_digests(self, go_on)
+    }
+
+    /// The same for whoever waits: sooner, with more of the processors.
+    pub fn published_digests_soon(&self) -> io::Result<Published> {
+        checksum::published_digests_soon(self)
+    }
+
+    /// BLAKE3 alone, which is several times faster than both.
+    pub fn blake3(&self) -> io::Result<[u8; 32]> {
+        let mut hasher = blake3::Hasher::new();
+        let mut buffer = vec![0; 256 * 1024];
+        let mut offset = 0;
+        loop {
+            match self.read_at(&mut buffer, offset)? {
+                0 => return Ok(*hasher.finalize().as_bytes()),
+                n => {
+                    hasher.update(&buffer[..n]);
+                    offset += n as u64;
+                }
+            }
+        }
+    }
+}
+
+impl ReadAt for Blob {
+    fn read_piece(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        match self {
+            Blob::Local(file) => file.file.read_at(buffer, offset),
+            Blob::Remote(remote) => remote.read_at(buffer, offset),
+        }
+    }
+}
 
 /// An open blob that cannot be written through.
 ///
@@ -38,43 +170,6 @@ impl BlobFile {
     /// Bytes it has.
     pub fn size(&self) -> u64 {
         self.size
-    }
-
-    /// Reads at `offset`; fewer bytes than asked only at the end.
-    pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        failpoint::call("blob.read")?;
-        read_fully(&self.file, buffer, offset)
-    }
-
-    /// SHA-1 and BLAKE3 of its bytes; `None` when `go_on` said false on the way.
-    pub fn digest(&self, go_on: impl Fn() -> bool) -> io::Result<Option<Digest>> {
-        checksum::digest(&self.file, go_on)
-    }
-
-    /// SHA-256 and MD5 of its bytes; `None` when `go_on` said false on the way.
-    pub fn published_digests(&self, go_on: impl Fn() -> bool) -> io::Result<Option<Published>> {
-        checksum::published_digests(&self.file, go_on)
-    }
-
-    /// The same for whoever waits: sooner, with more of the processors.
-    pub fn published_digests_soon(&self) -> io::Result<Published> {
-        checksum::published_digests_soon(&self.file)
-    }
-
-    /// BLAKE3 alone, which is several times faster than both.
-    pub fn blake3(&self) -> io::Result<[u8; 32]> {
-        let mut hasher = blake3::Hasher::new();
-        let mut buffer = vec![0; 256 * 1024];
-        let mut offset = 0;
-        loop {
-            match self.read_at(&mut buffer, offset)? {
-                0 => return Ok(*hasher.finalize().as_bytes()),
-                n => {
-                    hasher.update(&buffer[..n]);
-                    offset += n as u64;
-                }
-            }
-        }
     }
 }
 

@@ -61,6 +61,9 @@ pub enum Error {
         /// The staging file.
         name: StagingName,
     },
+    /// A blob that is no local file cannot be written in place.
+    #[error("blob {0} is not in a local file, so its file cannot be handed to a writer")]
+    NotLocal(Checksum),
     /// The directory belongs to another depot.
     #[error("{} belongs to depot {found}, not to {expected}", dir.display())]
     Foreign {

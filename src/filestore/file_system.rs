@@ -12,9 +12,9 @@ use std::sync::Arc;
 use nix::sys::stat::{FileStat, SFlag};
 use parking_lot::Mutex;
 
-use super::blob::BlobFile;
+use super::blob::{Blob, BlobFile};
 use super::error::{Doing, Error, Result};
-use super::provider::{Blob, Health, Listed, Provider, ProviderStatus, Staged, Visit};
+use super::provider::{Health, Listed, Provider, ProviderStatus, Staged, Visit};
 use super::staging::{StagingDir, staging_path};
 use super::volume::{ASIDE, HERE, MARKER, NotForced, PRE, ToForce, Volume, Work, tidied};
 use crate::change::StagingName;

@@ -24,11 +24,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use aside::{Aside, KEPT_FOR};
-pub use blob::BlobFile;
+pub use blob::{Blob, BlobFile, Remote};
 pub use error::{Error, Result};
 pub use file_system::{FileSystem, Options};
 pub use latch::Latch;
-pub use provider::{Blob, Health, Listed, Provider, ProviderStatus, Space, Staged, Visit};
+pub use provider::{Health, Listed, Provider, ProviderStatus, Space, Staged, Visit};
 pub use staging::{StagingDir, StagingReader, StagingStat, StagingWriter};
 
 use crate::change::StagingName;
@@ -88,7 +88,7 @@ impl Filestore {
     /// Makes a staging file of the first `limit` bytes of a blob, sharing blocks where possible and keeping holes;
     /// nothing is left of it on failure.
     pub fn stage_from(&self, name: StagingName, sum: &Checksum, limit: u64) -> Result<StagingWriter> {
-        let blob = self.open_any(sum)?.ok_or(Error::Missing(*sum))?;
+        let blob = self.provider.open(sum)?.ok_or(Error::Missing(*sum))?;
         self.provider.stage()?.create_from(name, &blob, limit)
     }
 
@@ -169,16 +169,12 @@ impl Filestore {
     }
 
     /// Opens a blob that the index knows with this size; absent or of another size is an error here.
-    pub fn open_blob(&self, sum: &Checksum, size: u64) -> Result<BlobFile> {
-        let blob = self.open_any(sum)?.ok_or(Error::Missing(*sum))?;
+    pub fn open_blob(&self, sum: &Checksum, size: u64) -> Result<Blob> {
+        let blob = self.provider.open(sum)?.ok_or(Error::Missing(*sum))?;
         if blob.size() != size {
             return Err(Error::WrongSize { sum: *sum, expected: size, found: blob.size() });
         }
         Ok(blob)
-    }
-
-    fn open_any(&self, sum: &Checksum) -> Result<Option<BlobFile>> {
-        Ok(self.provider.open(sum)?.map(|Blob::Local(file)| file))
     }
 
     /// Size of a blob as it is stored.
@@ -220,18 +216,18 @@ impl Filestore {
 
     /// SHA-1 and BLAKE3 of a blob's bytes as they are stored; `None` when it is absent.
     pub fn digest_blob(&self, sum: &Checksum) -> Result<Option<Digest>> {
-        let Some(blob) = self.open_any(sum)? else { return Ok(None) };
+        let Some(blob) = self.provider.open(sum)? else { return Ok(None) };
         blob.digest(|| true).doing("read all of blob", sum.to_string())
     }
 
     /// Reads every byte of a blob and compares: by BLAKE3 where the caller knows it, which is faster, else by SHA-1.
     pub fn verify(&self, sum: &Checksum, blake3: Option<&[u8; 32]>) -> Result<Verdict> {
         loop {
-            let Some(blob) = self.open_any(sum)? else { return Ok(Verdict::Missing) };
+            let Some(blob) = self.provider.open(sum)? else { return Ok(Verdict::Missing) };
             let size = blob.size();
             let (good, found) = look_at(&blob, sum, blake3).doing("read all of blob", sum.to_string())?;
             // A blob's file can change hands and be written while it is read: then what was read is nobody's.
-            if self.open_any(sum)?.is_some_and(|now| now.file_ino() == blob.file_ino()) {
+            if self.provider.open(sum)?.is_some_and(|now| now.file_ino() == blob.file_ino()) {
                 return Ok(if good {
                     Verdict::Good { blake3: found, size }
                 } else {
@@ -253,7 +249,7 @@ impl Filestore {
 }
 
 /// Whether the bytes are the expected ones, and their BLAKE3.
-fn look_at(blob: &BlobFile, sum: &Checksum, blake3: Option<&[u8; 32]>) -> io::Result<(bool, [u8; 32])> {
+fn look_at(blob: &Blob, sum: &Checksum, blake3: Option<&[u8; 32]>) -> io::Result<(bool, [u8; 32])> {
     if let Some(expected) = blake3 {
         let found = blob.blake3()?;
         return Ok((found == *expected, found));

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::blob::BlobFile;
+use super::blob::Blob;
 use super::error::Result;
 use super::staging::StagingDir;
 use crate::change::StagingName;
@@ -44,7 +44,7 @@ pub trait Provider: fmt::Debug + Send + Sync + 'static {
     ///
     /// Descriptors of the blob opened before see from then on what is written to the staging file; the blob does not.
     /// On an error, and after a crash at any step, the blob stands with its bytes and nothing is staged but perhaps a
-    /// name that nobody knows.
+    /// name that nobody knows. [`Error::NotLocal`](super::Error::NotLocal) where no blob is a local file.
     fn detach(&self, sum: &Checksum, name: StagingName) -> Result<()>;
 
     /// Removes a blob; whether it was here. Open descriptors of it go on.
@@ -60,13 +60,6 @@ pub trait Provider: fmt::Debug + Send + Sync + 'static {
 
     /// How it does; answers at once.
     fn status(&self) -> ProviderStatus;
-}
-
-/// How a blob's bytes can be had.
-#[derive(Debug)]
-pub enum Blob {
-    /// All of them lie in a local file.
-    Local(BlobFile),
 }
 
 /// A staging file that is ready to become a blob.

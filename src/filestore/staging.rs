@@ -17,7 +17,7 @@ use nix::sys::stat::{FchmodatFlags, FileStat, Mode, fchmodat, fstat};
 use nix::unistd::{Uid, fchownat, getegid, geteuid};
 use parking_lot::Mutex;
 
-use super::blob::{BlobFile, read_fully};
+use super::blob::{Blob, read_fully};
 use super::error::{Doing, Error, Result};
 use super::volume::{PRE, ToForce, Volume, Work, tidied};
 use crate::change::StagingName;
@@ -101,10 +101,10 @@ impl StagingDir {
     }
 
     /// Makes a staging file of the first `limit` bytes of a blob, sharing blocks where possible; nothing on failure.
-    pub fn create_from(&self, name: StagingName, blob: &BlobFile, limit: u64) -> Result<StagingWriter> {
+    pub fn create_from(&self, name: StagingName, blob: &Blob, limit: u64) -> Result<StagingWriter> {
         let writer = self.create(name)?;
         let copied = failpoint::call("staging.copy");
-        match copied.and_then(|()| file::copy_start(blob, &writer, limit.min(blob.size()))) {
+        match copied.and_then(|()| blob.copy_start(&writer, limit.min(blob.size()))) {
             Ok(()) => Ok(writer),
             Err(e) => {
                 tidied(self.discard(name));

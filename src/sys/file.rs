@@ -200,12 +200,18 @@ fn copy_through_memory(
     let mut buffer = vec![0; length.min(BUFFER_BYTES)];
     let at = signed(from_offset)?;
     let read = retry(|| pread(from.as_fd(), &mut buffer, at))?;
-    let mut written = 0;
-    while written < read {
-        let at = signed(to_offset + written as u64)?;
-        written += retry(|| pwrite(to.as_fd(), &buffer[written..read], at))?;
-    }
+    write_all_at(to, &buffer[..read], to_offset)?;
     Ok(read)
+}
+
+/// Writes all of `bytes` at `offset`.
+pub fn write_all_at(to: impl AsFd, bytes: &[u8], offset: u64) -> io::Result<()> {
+    let mut written = 0;
+    while written < bytes.len() {
+        let at = signed(offset + written as u64)?;
+        written += retry(|| pwrite(to.as_fd(), &bytes[written..], at))?;
+    }
+    Ok(())
 }
 
 /// Calls again while signals interrupt.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::change::{BlobRow, Change, Ino, Kind};
 use crate::checksum::{Checksum, Published, hex};
-use crate::filestore::BlobFile;
+use crate::filestore::Blob;
 use crate::text;
 use crate::vfs::open::{RELEASE_MAX, RELEASE_POLL};
 use crate::vfs::{Error, GoOn, Result, Vfs};
@@ -113,7 +113,7 @@ impl Vfs {
     fn publish_digests(
         &self,
         row: &BlobRow,
-        compute: &dyn Fn(&BlobFile) -> io::Result<Option<Published>>,
+        compute: &dyn Fn(&Blob) -> io::Result<Option<Published>>,
     ) -> Result<Option<BlobRow>> {
         let blob = self.store.open_blob(&row.checksum, row.size)?;
         let computed = compute(&blob).map_err(Error::io(format!("read blob {}", row.checksum)))?;

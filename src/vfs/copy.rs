@@ -9,7 +9,6 @@
 use crate::change::{Change, Ino, Kind, StagedRow};
 use crate::failpoint;
 use crate::sys::content as sys;
-use crate::sys::file::{copy_range, copy_range_over};
 use crate::vfs::node::{CloneOf, Locked, Serving, State};
 use crate::vfs::stage::UNTOUCHED;
 use crate::vfs::{Caller, Error, Result, Vfs, now};
@@ -115,8 +114,7 @@ impl Vfs {
         let blob = self.store.open_blob(&clone.checksum, clone.size)?;
         let writer = self.store.open_staging_writer(clone.file)?;
         let what = || Error::io(format!("copy blob {} into staging file {}", clone.checksum, clone.file));
-        copy_range(&blob, 0, &writer, 0, clone.covered).map_err(what())?;
-        writer.set_len(clone.covered).map_err(what())?;
+        blob.copy_start(&writer, clone.covered).map_err(what())?;
         // The times are those of the copy, not of this moment.
         sys::set_mtime(&writer, UNTOUCHED).map_err(what())?;
         node.clone = None;
@@ -163,7 +161,7 @@ impl Vfs {
         let what = || Error::io(format!("copy bytes of inode {} to inode {}", from.ino, to.ino));
         let there = writer.stat().map_err(what())?.size;
         self.with_reader(from.ino, |reader| {
-            copy_range_over(reader, from.offset, &writer, to.offset, len).map_err(what())
+            reader.copy_over(from.offset, &writer, to.offset, len).map_err(what())
         })?;
         if end > there {
             writer.set_len(end).map_err(what())?;

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::num::NonZeroUsize;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use lru::LruCache;
@@ -10,7 +9,9 @@ use parking_lot::Mutex;
 
 use crate::change::StagingName;
 use crate::checksum::Checksum;
-use crate::filestore::{BlobFile, StagingReader, StagingWriter};
+use crate::filestore::{Blob, StagingReader, StagingWriter};
+use crate::sys::content as sys;
+use crate::sys::file::copy_range_over;
 use crate::vfs::node::Source;
 
 /// How many descriptors of each sort stay open.
@@ -20,7 +21,7 @@ const OPEN_MAX: usize = 1024;
 #[derive(Debug)]
 pub enum Reader {
     /// A blob.
-    Blob(BlobFile),
+    Blob(Blob),
     /// A staging file.
     Staging(StagingReader),
 }
@@ -33,16 +34,26 @@ impl Reader {
             Reader::Staging(staging) => staging.read_at(buffer, offset),
         }
     }
-}
 
-impl AsFd for Reader {
-    fn as_fd(&self) -> BorrowedFd<'_> {
+    /// Copies a range over whatever a staging file has there.
+    pub fn copy_over(&self, offset: u64, to: &StagingWriter, at: u64, length: u64) -> io::Result<()> {
         match self {
-            Reader::Blob(blob) => blob.as_fd(),
-            Reader::Staging(staging) => staging.as_fd(),
+            Reader::Blob(blob) => blob.copy_over(offset, to, at, length),
+            Reader::Staging(staging) => copy_range_over(staging, offset, to, at, length),
+        }
+    }
+
+    /// Offset of the next data, or hole, at or after `offset`; `None` beyond the last. What is no local file has no holes.
+    pub fn seek(&self, offset: u64, hole: bool) -> io::Result<Option<u64>> {
+        match self {
+            Reader::Blob(Blob::Local(file)) => sys::seek(file, offset, hole),
+            Reader::Blob(blob) if offset >= blob.size() => Ok(None),
+            Reader::Blob(blob) => Ok(Some(if hole { blob.size() } else { offset })),
+            Reader::Staging(staging) => sys::seek(staging, offset, hole),
         }
     }
 }
+
 
 /// The cache.
 #[derive(Debug)]

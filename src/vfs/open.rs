@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use crate::change::{Change, Ino, Inode, Kind, ROOT, StagingName};
 use crate::checksum::Checksum;
 use crate::failpoint;
-use crate::filestore::{self, BlobFile};
+use crate::filestore::{self, Blob};
 use crate::sys::content as sys;
 use crate::text;
 use crate::vfs::acl;
@@ -454,6 +454,7 @@ impl Vfs {
         if !self.passthrough() || inode.size < PASSTHROUGH_BYTES_MIN || !self.may_own(&latch, inode.ino)? {
             return Ok(None);
         }
+        let Blob::Local(blob) = blob else { return Ok(None) };
         let file_ino = blob.file_ino();
         let token = self.register(blob.as_fd(), register);
         if token.is_some() {
@@ -469,7 +470,7 @@ impl Vfs {
             return;
         }
         match self.store.open_blob(&Checksum::EMPTY, 0) {
-            Ok(blob) => drop(self.register(blob.as_fd(), register)),
+            Ok(blob) => drop(blob.local().map(|file| self.register(file.as_fd(), register))),
             Err(error) => tracing::warn!("passthrough cannot be tried: {}", text::chain(&error)),
         }
     }
@@ -486,7 +487,7 @@ impl Vfs {
         }
     }
 
-    fn verify_at_open(&self, inode: &Inode, sum: &Checksum, blob: &BlobFile) -> Result<()> {
+    fn verify_at_open(&self, inode: &Inode, sum: &Checksum, blob: &Blob) -> Result<()> {
         let verify = self.settings_of(inode.ino)?.verify;
         if verify == Verify::Never || verify == Verify::FirstOpen && self.verified.lock().contains(sum) {
             return Ok(());

@@ -72,7 +72,9 @@ impl Vfs {
             return Ok(true);
         };
         let blob = self.store.open_blob(sum, size)?;
-        let unused = is_unused(&blob).map_err(Error::io(format!("take a lease on blob {sum}")))?;
+        let what = Error::io(format!("take a lease on blob {sum}"));
+        // What is no local file is served by the daemon alone.
+        let unused = blob.local().map_or(Ok(true), is_unused).map_err(what)?;
         if unused {
             self.disown(sum);
         }

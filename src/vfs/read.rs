@@ -5,8 +5,7 @@ use std::sync::atomic::Ordering;
 
 use crate::change::Ino;
 use crate::checksum::Checksum;
-use crate::filestore::BlobFile;
-use crate::sys::content as sys;
+use crate::filestore::Blob;
 use crate::vfs::descriptors::Reader;
 use crate::vfs::{Error, Result, Vfs};
 
@@ -23,7 +22,7 @@ pub enum Seek {
 pub struct OpenBlob {
     sum: Checksum,
     size: u64,
-    file: BlobFile,
+    file: Blob,
     /// How often a blob's file had changed hands before this one was opened.
     hand_overs: u64,
 }
@@ -39,7 +38,8 @@ impl Vfs {
     /// Offset of the next data or hole from `offset` on.
     pub fn seek(&self, ino: Ino, offset: u64, what: Seek) -> Result<u64> {
         self.with_reader(ino, |reader| {
-            sys::seek(reader, offset, what == Seek::Hole)
+            reader
+                .seek(offset, what == Seek::Hole)
                 .map_err(Error::io(format!("seek in inode {ino}")))?
                 .ok_or(Error::BeyondEnd)
         })

@@ -134,7 +134,8 @@ impl Vfs {
                 name
             }
             (Serving::Idle, None) if self.left_mapping(&self.store.latch(&sum), inode.ino)? => {
-                let file_ino = self.store.open_blob(&sum, inode.size)?.file_ino();
+                let blob = self.store.open_blob(&sum, inode.size)?;
+                let file_ino = blob.file_ino().ok_or(filestore::Error::NotLocal(sum))?;
                 let name = self.next_staging()?;
                 self.take_over(&sum, name, file_ino)?;
                 name
@@ -363,7 +364,7 @@ impl Vfs {
         let Some(size) = self.store.stat_blob(sum)? else { return Ok(false) };
         let staged = self.store.open_staging(name)?;
         let staged = staged.stat().map_err(Error::io(format!("stat staging file {name}")))?;
-        Ok(staged.size == size && self.store.open_blob(sum, size)?.file_ino() == staged.file_ino)
+        Ok(staged.size == size && self.store.open_blob(sum, size)?.file_ino() == Some(staged.file_ino))
     }
 
     /// Unlinks a blob that is this staging file, unless a commit knows it; whether it did.
