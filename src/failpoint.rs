@@ -68,6 +68,8 @@ pub const NAMES: &[&str] = &[
     "detach.renamed",
     "detach.forced",
     // Copies.
+    "db.put",
+    "db.committed",
     "copy.made",
     "copy.committed",
     "copy.bytes",

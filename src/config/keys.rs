@@ -51,7 +51,7 @@ pub const DEPOT: &[Key] = &[
     },
     Key {
         name: "template",
-        kind: Kind::Choice(&["file-system"]),
+        kind: Kind::Choice(super::chain::NAMES),
         default: Some("file-system"),
         doc: "The chain of providers that keeps the blobs.",
     },
@@ -109,6 +109,12 @@ pub const DEPOT: &[Key] = &[
         kind: Kind::Owner,
         default: Some(""),
         doc: "Owner of a blob's file as \"user:group\"; empty: whoever runs the daemon.",
+    },
+    Key {
+        name: "full-db.dir",
+        kind: Kind::Path,
+        default: Some("full-db"),
+        doc: "Directory of the database that keeps the blobs, and of the staging files; must be on a local file system.",
     },
 ];
 

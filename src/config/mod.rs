@@ -2,6 +2,7 @@
 //!
 //! Every key is a row of [`keys::DEPOT`]; unknown keys are refused by name. All paths of a [`Config`] are absolute.
 
+pub mod chain;
 mod file;
 pub mod keys;
 mod nearest;
@@ -10,6 +11,7 @@ use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
+pub use chain::{FileSystem, FullDb, Layer};
 pub use file::{Values, assignment, render};
 pub use nearest::{nearest, suggestion};
 
@@ -90,19 +92,6 @@ pub struct Log {
     pub to: LogTo,
 }
 
-/// Section `[file-system]`: the leaf that keeps blobs in a directory.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FileSystem {
-    /// Its directory.
-    pub dir: PathBuf,
-    /// Permission bits of a blob's file.
-    pub blob_mode: u32,
-    /// User that owns a blob's file; `None`: whoever runs the daemon.
-    pub blob_uid: Option<u32>,
-    /// Group of a blob's file, likewise.
-    pub blob_gid: Option<u32>,
-}
-
 /// Everything that depot.toml says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -120,8 +109,8 @@ pub struct Config {
     pub atime: Atime,
     /// Where the log goes.
     pub log: Log,
-    /// The leaf of the chain.
-    pub file_system: FileSystem,
+    /// The providers that keep the blobs, outermost first.
+    pub chain: Vec<Layer>,
 }
 
 impl Config {
@@ -147,11 +136,21 @@ impl Config {
             value.ok_or_else(|| format!("\"{name}\" is missing"))
         };
         let path = |name: &str| get(name).map(|value| tidy(&depot.join(value)));
-        let (blob_uid, blob_gid) = keys::parse_owner(get("file-system.blob-owner")?)?;
+        let template = chain::template(get("template")?)?;
+        chain::refuse_others(template.chain, values)?;
+        let layer = |provider: &&str| match *provider {
+            "full-db" => Ok(Layer::FullDb(FullDb { dir: path("full-db.dir")? })),
+            _ => {
+                let (blob_uid, blob_gid) = keys::parse_owner(get("file-system.blob-owner")?)?;
+                let blob_mode = keys::parse_mode(get("file-system.blob-mode")?).unwrap_or(0o400);
+                let dir = path("file-system.dir")?;
+                Ok(Layer::FileSystem(FileSystem { dir, blob_mode, blob_uid, blob_gid }))
+            }
+        };
         let config = Config {
             depot: depot.into(),
             id: get("id")?.to_lowercase(),
-            template: get("template")?.into(),
+            template: template.name.into(),
             index: path("index")?,
             durability: Durability::parse(get("durability")?).unwrap_or_default(),
             atime: if get("atime")? == "noatime" { Atime::Noatime } else { Atime::Relatime },
@@ -160,12 +159,7 @@ impl Config {
                 level: get("log.level")?.into(),
                 to: if get("log.to")? == "syslog" { LogTo::Syslog } else { LogTo::File },
             },
-            file_system: FileSystem {
-                dir: path("file-system.dir")?,
-                blob_mode: keys::parse_mode(get("file-system.blob-mode")?).unwrap_or(0o400),
-                blob_uid,
-                blob_gid,
-            },
+            chain: template.chain.iter().map(layer).collect::<Result<_, String>>()?,
         };
         config.keeps("durability", config.durability.name()).map_err(|why| format!("durability: {why}"))?;
         Ok(config)
@@ -225,8 +219,9 @@ mod tests {
         let config = Config::build(Path::new("/d"), &values()).unwrap();
         assert_eq!(config.id, "00112233445566778899aabbccddeeff");
         assert_eq!(config.index, Path::new("/d"));
-        assert_eq!(config.file_system.dir, Path::new("/d/filestore"));
-        assert_eq!(config.file_system.blob_mode, 0o400);
+        let dir = "/d/filestore".into();
+        let leaf = FileSystem { dir, blob_mode: 0o400, blob_uid: None, blob_gid: None };
+        assert_eq!(config.chain, [Layer::FileSystem(leaf)]);
         assert_eq!((config.durability, config.atime), (Durability::Fsync, Atime::Relatime));
         assert_eq!(config.log.dir, Path::new("/d/log"));
     }
@@ -241,8 +236,19 @@ mod tests {
         values.insert("durability", "close".into());
         let config = Config::build(Path::new("/d/e"), &values).unwrap();
         assert_eq!(config.index, Path::new("/fast/index"));
-        assert_eq!(config.file_system.dir, Path::new("/d/e/../blobs"));
+        assert_eq!(config.chain[0].dir(), Path::new("/d/e/../blobs"));
         assert_eq!(config.durability, Durability::Close);
+    }
+
+    #[test]
+    fn a_template_is_a_chain_and_takes_its_own_keys_only() {
+        let mut values = values();
+        values.insert("template", "full-db-direct".into());
+        let config = Config::build(Path::new("/d"), &values).unwrap();
+        assert_eq!(config.chain, [Layer::FullDb(FullDb { dir: "/d/full-db".into() })]);
+        values.insert("file-system.dir", "blobs".into());
+        let why = Config::build(Path::new("/d"), &values).unwrap_err();
+        assert!(why.contains("\"file-system.dir\"") && why.contains("it is full-db"), "{why}");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::{Answer, Bytes, Cause, Failure, Progress, Request, Target};
 use crate::change::{BlobRow, Change, Ino, Kind};
 use crate::checksum::{Checksum, hex};
 use crate::config::{Config, keys};
-use crate::filestore::{self, Filestore, Verdict};
+use crate::filestore::{self, Filestore, Found, Verdict};
 use crate::text::{chain, shown};
 use crate::vfs::{self, Vfs};
 use crate::{index, metrics};
@@ -183,15 +183,16 @@ impl Service {
     fn locate(&self, target: &Target) -> Done {
         let row = self.blob(target)?;
         let sum = row.checksum;
-        let stored = self.vfs.store().stat_blob(&sum).map_err(in_store)?;
-        let hex = sum.to_string();
-        let path = self.config.file_system.dir.join(&hex[..2]).join(&hex);
-        let place = Place { provider: "file-system".into(), path: Bytes::from(path.into_os_string()) };
+        let found = self.vfs.store().locate(&sum).map_err(in_store)?;
+        let place = |found: Found| Place {
+            provider: found.kind.into(),
+            path: Bytes::from(found.path.into_os_string()),
+        };
         let paths = self.vfs.index().names(&sum, PATHS_MAX).map_err(in_index)?;
         Answer::of(&Located {
-            sha1: hex,
+            sha1: sum.to_string(),
             size: row.size,
-            places: stored.map(|_| place).into_iter().collect(),
+            places: found.into_iter().map(place).collect(),
             paths: paths.iter().map(|path| Bytes::from(&path[..])).collect(),
             references: row.refs,
         })

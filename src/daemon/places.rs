@@ -44,14 +44,11 @@ pub fn refuse_nesting(config: &Config, mountpoint: &Path) -> anyhow::Result<()> 
     if !mountpoint.is_dir() {
         bail!("mountpoint {} is not a directory", mountpoint.display());
     }
-    let parts = [
-        ("the depot", &config.depot),
-        ("its index", &config.index),
-        ("its filestore", &config.file_system.dir),
-        ("its log", &config.log.dir),
-    ];
-    for (what, dir) in parts {
-        let dir = dir.canonicalize().unwrap_or_else(|_| dir.clone());
+    let parts = [("the depot", &config.depot), ("its index", &config.index), ("its log", &config.log.dir)]
+        .map(|(what, dir)| (what, dir.as_path()));
+    let providers = config.chain.iter().map(|layer| ("its filestore", layer.dir()));
+    for (what, dir) in parts.into_iter().chain(providers) {
+        let dir = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
         let (inside, of) = match () {
             () if dir.starts_with(mountpoint) => (format!("{what} {}", dir.display()), "the mountpoint"),
             () if mountpoint.starts_with(&dir) => (format!("mountpoint {}", mountpoint.display()), what),

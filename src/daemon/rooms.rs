@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use crate::change::{Ino, Kind, ROOT};
 use crate::checksum::unhex;
 use crate::clock;
-use crate::config::{Atime, Config, Durability};
+use crate::config::{self, Atime, Config, Durability};
 use crate::filestore::{self, Filestore};
 use crate::fuse::options::Options;
 use crate::index::{self, Index};
@@ -49,9 +49,9 @@ pub struct RootDirectory {
 
 /// Makes the index and the filestore of a new depot, whose directories exist.
 pub fn create(config: &Config, root: RootDirectory) -> anyhow::Result<()> {
-    refuse_network(&config.index)?;
+    refuse_network(&config.index, "the index", "index")?;
     let depot_id = depot_id(config)?;
-    filestore::FileSystem::create(&config.file_system.dir, depot_id, &filestore_options(config))?;
+    layers(config)?.iter().try_for_each(|layer| layer.create(depot_id))?;
     let RootDirectory { uid, gid, mode } = root;
     Index::create(
         &config.index.join(INDEX_FILE),
@@ -62,7 +62,7 @@ pub fn create(config: &Config, root: RootDirectory) -> anyhow::Result<()> {
 
 /// Opens index and filestore; the caller holds the depot's lock.
 pub fn open(config: &Config) -> anyhow::Result<(Index, Filestore)> {
-    refuse_network(&config.index)?;
+    refuse_network(&config.index, "the index", "index")?;
     let depot_id = depot_id(config)?;
     let index = Index::open(&config.index.join(INDEX_FILE))?;
     close_to_others(&config.index)?;
@@ -73,8 +73,9 @@ pub fn open(config: &Config) -> anyhow::Result<(Index, Filestore)> {
             config.index.join(INDEX_FILE).display()
         );
     }
-    let store = Filestore::open(&config.file_system.dir, depot_id, &filestore_options(config))?;
-    Ok((index, store))
+    let chain = layers(config)?;
+    let leaf = chain.last().context("the chain has no provider")?;
+    Ok((index, Filestore::over(leaf.open(depot_id)?)))
 }
 
 /// The index tells every name and owner in the tree, so its files are for its owner only. SQLite gives what it makes later
@@ -101,8 +102,8 @@ pub fn tree(config: &Config, options: &Options, mountpoint: &Path) -> anyhow::Re
         Some(path) => subdir(&index, path)?,
         None => ROOT,
     };
-    let mount_id =
-        sys::boot::mount_id(&config.file_system.dir).context("the filestore's mount cannot be identified")?;
+    let leaf = config.chain.last().context("the chain has no provider")?;
+    let mount_id = sys::boot::mount_id(leaf.dir()).context("the filestore's mount cannot be identified")?;
     let durability = options.durability.unwrap_or_default().max(config.durability);
     let vfs = Vfs::new(
         index,
@@ -147,8 +148,26 @@ fn depot_id(config: &Config) -> anyhow::Result<[u8; 16]> {
     unhex(&config.id).with_context(|| format!("\"{}\" is no depot id", config.id))
 }
 
-fn filestore_options(config: &Config) -> filestore::Options {
-    let leaf = &config.file_system;
+/// The providers of the chain, outermost first.
+fn layers(config: &Config) -> anyhow::Result<Vec<filestore::Layer>> {
+    config
+        .chain
+        .iter()
+        .map(|layer| {
+            Ok(match layer {
+                config::Layer::FileSystem(leaf) => {
+                    filestore::Layer::FileSystem { dir: leaf.dir.clone(), options: filestore_options(leaf) }
+                }
+                config::Layer::FullDb(leaf) => {
+                    refuse_network(&leaf.dir, "the database of the blobs", "full-db.dir")?;
+                    filestore::Layer::FullDb { dir: leaf.dir.clone() }
+                }
+            })
+        })
+        .collect()
+}
+
+fn filestore_options(leaf: &config::FileSystem) -> filestore::Options {
     let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
     let owner = (leaf.blob_uid.unwrap_or(uid), leaf.blob_gid.unwrap_or(gid));
     let blob_owner = (leaf.blob_uid.is_some() || leaf.blob_gid.is_some()).then_some(owner);
@@ -156,12 +175,12 @@ fn filestore_options(config: &Config) -> filestore::Options {
 }
 
 /// SQLite's shared memory and locks do not work between hosts, and would fail silently.
-fn refuse_network(directory: &Path) -> anyhow::Result<()> {
-    let what = || format!("the directory of the index, {}, cannot be used", directory.display());
-    let kind = File::open(directory).and_then(FileSystemType::of).with_context(what)?;
+fn refuse_network(directory: &Path, what: &str, key: &str) -> anyhow::Result<()> {
+    let cannot = || format!("the directory of {what}, {}, cannot be used", directory.display());
+    let kind = File::open(directory).and_then(FileSystemType::of).with_context(cannot)?;
     if kind.is_network() {
         bail!(
-            "the index cannot be on {}, which is {}: set \"index\" in depot.toml to a directory on a local disk",
+            "{what} cannot be on {}, which is {}: set \"{key}\" in depot.toml to a directory on a local disk",
             directory.display(),
             kind.name()
         );
@@ -171,7 +190,8 @@ fn refuse_network(directory: &Path) -> anyhow::Result<()> {
 
 /// Makes the directories that the configuration names and that are missing, and notes each in `made` at once.
 pub fn make_directories(config: &Config, made: &mut Vec<PathBuf>) -> anyhow::Result<()> {
-    for directory in [&config.index, &config.file_system.dir, &config.log.dir] {
+    let providers = config.chain.iter().map(config::Layer::dir);
+    for directory in providers.chain([config.index.as_path(), config.log.dir.as_path()]) {
         let missing: Vec<&Path> = directory.ancestors().take_while(|dir| !dir.exists()).collect();
         for dir in missing.into_iter().rev() {
             fs::create_dir(dir).with_context(|| format!("directory {} cannot be made", dir.display()))?;

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 
 use super::blob::{Blob, BlobFile};
 use super::error::{Doing, Error, Result};
-use super::provider::{Health, Listed, Provider, ProviderStatus, Staged, Visit};
+use super::provider::{Found, Health, Listed, Provider, ProviderStatus, Staged, Visit};
 use super::staging::{StagingDir, staging_path};
 use super::volume::{ASIDE, HERE, MARKER, NotForced, PRE, ToForce, Volume, Work, tidied};
 use crate::change::StagingName;
@@ -22,6 +22,9 @@ use crate::checksum::Checksum;
 use crate::failpoint;
 use crate::sys::file;
 use crate::text;
+
+/// Its name in a chain.
+const KIND: &str = "file-system";
 
 /// Mode of the folders that blobs are in: a blob's own mode says who reads it.
 const FOLDER_MODE: u32 = 0o755;
@@ -306,6 +309,11 @@ impl Provider for FileSystem {
         Ok(found.filter(is_file).map(|found| found.st_size as u64))
     }
 
+    fn locate(&self, sum: &Checksum) -> Result<Vec<Found>> {
+        let found = self.stat(sum)?.map(|_| Found { kind: KIND, path: self.volume.at(&blob_path(sum)) });
+        Ok(found.into_iter().collect())
+    }
+
     fn stage(&self) -> Result<Arc<StagingDir>> {
         Ok(Arc::clone(&self.staging))
     }
@@ -388,7 +396,7 @@ impl Provider for FileSystem {
         let space = self.volume.space();
         let failing = space.as_ref().err().map(|error| text::chain(error)).or_else(|| self.volume.failing());
         ProviderStatus {
-            kind: "file-system",
+            kind: KIND,
             directory: Some(self.volume.path().to_owned()),
             file_system: Some(self.volume.file_system().name().to_owned()),
             reflink: self.reflink,

@@ -8,8 +8,10 @@
 
 mod aside;
 mod blob;
+mod chain;
 mod error;
 mod file_system;
+mod full_db;
 mod latch;
 #[cfg(test)]
 mod laws;
@@ -25,10 +27,12 @@ use std::time::Duration;
 
 pub use aside::{Aside, KEPT_FOR};
 pub use blob::{Blob, BlobFile, Remote};
+pub use chain::Layer;
 pub use error::{Error, Result};
 pub use file_system::{FileSystem, Options};
+pub use full_db::FullDb;
 pub use latch::Latch;
-pub use provider::{Health, Listed, Provider, ProviderStatus, Space, Staged, Visit};
+pub use provider::{Found, Health, Listed, Provider, ProviderStatus, Space, Staged, Visit};
 pub use staging::{StagingDir, StagingReader, StagingStat, StagingWriter};
 
 use crate::change::StagingName;
@@ -69,8 +73,6 @@ impl Filestore {
     }
 
     /// Opens the filestore that `create` made; another depot's is refused.
-    ///
-    /// The caller holds the depot's lock: what a crash left half done is cleared away here.
     pub fn open(dir: &Path, depot_id: [u8; 16], options: &Options) -> Result<Filestore> {
         Ok(Filestore::over(Arc::new(FileSystem::open(dir, depot_id, options)?)))
     }
@@ -175,6 +177,11 @@ impl Filestore {
             return Err(Error::WrongSize { sum: *sum, expected: size, found: blob.size() });
         }
         Ok(blob)
+    }
+
+    /// Every place that has the blob.
+    pub fn locate(&self, sum: &Checksum) -> Result<Vec<Found>> {
+        self.provider.locate(sum)
     }
 
     /// Size of a blob as it is stored.

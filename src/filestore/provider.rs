@@ -25,6 +25,9 @@ pub trait Provider: fmt::Debug + Send + Sync + 'static {
     /// Size of a blob; cheap, and never fetches.
     fn stat(&self, sum: &Checksum) -> Result<Option<u64>>;
 
+    /// Every place of this provider and of those below it that has the blob.
+    fn locate(&self, sum: &Checksum) -> Result<Vec<Found>>;
+
     /// Where a new staging file is best made: there `put` is a link.
     fn stage(&self) -> Result<Arc<StagingDir>>;
 
@@ -44,7 +47,8 @@ pub trait Provider: fmt::Debug + Send + Sync + 'static {
     ///
     /// Descriptors of the blob opened before see from then on what is written to the staging file; the blob does not.
     /// On an error, and after a crash at any step, the blob stands with its bytes and nothing is staged but perhaps a
-    /// name that nobody knows. [`Error::NotLocal`](super::Error::NotLocal) where no blob is a local file.
+    /// name that nobody knows. A staging file of that name that is no blob's stays as it is; where there is none and no
+    /// blob is a local file, the error is [`Error::NotLocal`](super::Error::NotLocal).
     fn detach(&self, sum: &Checksum, name: StagingName) -> Result<()>;
 
     /// Removes a blob; whether it was here. Open descriptors of it go on.
@@ -60,6 +64,15 @@ pub trait Provider: fmt::Debug + Send + Sync + 'static {
 
     /// How it does; answers at once.
     fn status(&self) -> ProviderStatus;
+}
+
+/// A place that has a blob.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Type of the provider.
+    pub kind: &'static str,
+    /// The file that holds the blob, alone or among others.
+    pub path: PathBuf,
 }
 
 /// A staging file that is ready to become a blob.

@@ -54,7 +54,6 @@ impl Reader {
     }
 }
 
-
 /// The cache.
 #[derive(Debug)]
 pub struct Descriptors {

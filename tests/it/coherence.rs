@@ -13,7 +13,7 @@ use crate::data::{noise, rw};
 use crate::harness::{Tree, eventually, sha1};
 use crate::sys::{Aligned, Map, copy_range};
 
-modes!(all:
+modes!(every_chain:
     a_reader_sees_a_later_writer, a_writer_is_seen_by_a_later_reader, every_order_of_opens, tail_follows,
     an_open_file_keeps_its_bytes, two_names_of_one_content_are_two_files, one_reader_through_many_versions,
     random_handles_agree, hard_links_are_one_file, a_reader_in_another_process,

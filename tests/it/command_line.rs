@@ -7,7 +7,8 @@ use std::os::unix::fs::FileExt;
 use crate::data::rw;
 use crate::harness::{Depot, Mode, Tree, command, eventually, guarded, on_depot, run_command, sh, sha1};
 
-modes!(mounted: blob_commands, a_checksum_names_one_content_only, what_is_being_written_is_busy, names_begin_no_lines_of_their_own, status_adds_up, metrics_are_prometheus_text, any_path_in_the_mount_names_the_depot);
+modes!(@ [passthrough cached user database] blob_commands);
+modes!(mounted: a_checksum_names_one_content_only, what_is_being_written_is_busy, names_begin_no_lines_of_their_own, status_adds_up, metrics_are_prometheus_text, any_path_in_the_mount_names_the_depot);
 
 fn cli(t: &Tree, args: &[&str]) -> crate::harness::Ran {
     t.depot().cli(args)

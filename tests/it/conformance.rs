@@ -5,7 +5,7 @@ use std::fs;
 use crate::harness::{Tree, command, run_command, scratch_for, tool};
 
 modes!(root: pjdfstest);
-modes!(all: fsx, fsx_with_syncs);
+modes!(every_chain: fsx, fsx_with_syncs);
 
 fn pjdfstest(t: &Tree) {
     let own = scratch_for(t);

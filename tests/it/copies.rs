@@ -12,7 +12,7 @@ use crate::data::{noise, rw};
 use crate::harness::{Fails, Mode, Tree, eventually, run, sh, sha1};
 use crate::sys::{Map, copy_range, getxattr};
 
-modes!(all:
+modes!(every_chain:
     a_copy_and_what_follows, parts_at_offsets, copies_of_copies, refusals, a_source_that_changes,
     copies_while_others_look,
 );

@@ -13,7 +13,7 @@ use crate::data::{noise, rw};
 use crate::harness::Tree;
 use crate::sys::{Map, copy_range};
 
-modes!(all: shared_names_under_attack, one_file_many_writers, seals_and_writers, thousands_of_open_files);
+modes!(every_chain: shared_names_under_attack, one_file_many_writers, seals_and_writers, thousands_of_open_files);
 
 /// How long each attack goes on.
 const WHILE: Duration = Duration::from_millis(1500);

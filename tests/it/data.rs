@@ -13,7 +13,7 @@ use nix::unistd::{Whence, ftruncate, lseek, truncate};
 use crate::harness::{Fails, Tree, eventually, sh};
 use crate::sys::Aligned;
 
-modes!(all:
+modes!(every_chain:
     bytes_round_trip, scattered_writes_leave_zeroes, vectors, appending, concurrent_appends_lose_nothing,
     open_with_truncation, direct_io, synchronous_writes, holes_are_found, offsets_over_4_gib, truncate_up_and_down,
     allocate, punch_and_zero, fallocate_refuses_what_makes_no_sense, unlinked_files_live_until_closed, sendfile_sends,

@@ -80,11 +80,12 @@ impl Worker {
     /// Whether this is how a call ends when the daemon is killed. A write into a part of a page whose rest cannot be read any
     /// more gets EIO from the kernel.
     fn is_killed(&self, error: &io::Error) -> bool {
-        let is = |error: i32, errno: Errno| error == errno as i32;
-        match error.raw_os_error() {
-            Some(e) if is(e, Errno::ENOTCONN) || is(e, Errno::ECONNABORTED) => true,
-            Some(e) if is(e, Errno::EIO) => statvfs(&self.dir).is_err_and(|e| e == Errno::ENOTCONN),
-            _ => false,
+        // Aborted: it was under way when the last descriptor of /dev/fuse was closed. Not connected: it came later.
+        let over = |errno: Errno| matches!(errno, Errno::ENOTCONN | Errno::ECONNABORTED);
+        match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EIO) => statvfs(&self.dir).is_err_and(over),
+            Some(errno) => over(errno),
+            None => false,
         }
     }
 

@@ -31,6 +31,7 @@ mod failpoints;
 mod faults;
 mod garbage;
 mod kills;
+mod layers;
 mod lifecycle;
 mod load;
 mod locks;

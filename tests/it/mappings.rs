@@ -10,7 +10,7 @@ use crate::data::{noise, rw};
 use crate::harness::{Fails, Tree, sh, sha1};
 use crate::sys::Map;
 
-modes!(all:
+modes!(every_chain:
     a_shared_mapping_is_the_file, a_private_mapping_keeps_its_stores, stores_after_close_reach_the_file,
     two_mappings_are_one_memory, mappings_need_the_right_descriptor, a_mapping_outlives_its_name,
     a_mapping_of_a_sealed_file_is_written, msync_is_enough, a_mapping_survives_the_seal,

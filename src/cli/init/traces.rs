@@ -53,8 +53,10 @@ impl Traces {
             Ok(id) => id,
             Err(_) => config::new_id().context("no id can be made")?,
         };
-        let is_left =
-            |name: &OsStr| (is_in_depot(name) && name != MARKER) || name == "filestore" || name == "log";
+        let is_left = |name: &OsStr| {
+            (is_in_depot(name) && name != MARKER)
+                || ["filestore", "full-db", "log"].iter().any(|own| name == *own)
+        };
         remove(&self.depot, is_left, &BTreeSet::new());
         self.watch(&self.depot.clone(), is_in_depot)?;
         fs::write(&marker, &id)?;
@@ -64,7 +66,9 @@ impl Traces {
 
     /// Notes what is in the directories of the configuration, which exist by now, and marks that of the index.
     pub fn watch_parts(&mut self, config: &Config) -> anyhow::Result<()> {
-        self.watch(&config.file_system.dir, is_in_filestore)?;
+        for layer in &config.chain {
+            self.watch(layer.dir(), is_in_provider)?;
+        }
         if config.index != self.depot {
             mark(&config.index, &config.id)?;
             self.watch(&config.index, is_in_index)?;
@@ -138,8 +142,9 @@ fn is_in_index(name: &OsStr) -> bool {
     name == MARKER || name.to_str().is_some_and(rooms::is_index_file)
 }
 
-fn is_in_filestore(name: &OsStr) -> bool {
-    [".depotfs", "_pre", "_aside"].iter().any(|own| name == *own) || is_folder(name)
+fn is_in_provider(name: &OsStr) -> bool {
+    let database = ["blobs.db", "blobs.db-wal", "blobs.db-shm"];
+    [".depotfs", "_pre", "_aside"].iter().chain(&database).any(|own| name == *own) || is_folder(name)
 }
 
 /// Whether this is a folder of blobs by its name.

@@ -23,6 +23,7 @@ macro_rules! both_modes {
     })+ };
 }
 
+mod layers;
 mod recovery;
 mod upkeep;
 mod workloads;
@@ -40,6 +41,7 @@ const ELSEWHERE: &[&[&str]] = &[
     recovery::SETTING_ASIDE,
     recovery::FAILING,
     recovery::EXPECTING,
+    layers::DATABASE,
 ];
 
 #[test]

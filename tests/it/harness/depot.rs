@@ -47,7 +47,8 @@ impl Depot {
     #[track_caller]
     pub fn new(mode: Mode) -> Depot {
         let depot = Depot::uninitialised(mode);
-        depot.cli(&["init", depot.dir_str()]).ok();
+        let template = if mode == Mode::Database { "full-db-direct" } else { "file-system" };
+        depot.cli(&["init", depot.dir_str(), "--template", template]).ok();
         depot
     }
 
@@ -189,13 +190,42 @@ impl Depot {
         sum.unwrap_or_else(|| panic!("no SHA-1 in {text:?}")).to_owned()
     }
 
+    /// Where blobs and staging files are.
+    pub fn store(&self) -> PathBuf {
+        self.dir.join(if self.mode == Mode::Database { "full-db" } else { "filestore" })
+    }
+
+    /// Checksums and bytes of the blobs in the database.
+    fn rows(&self) -> Vec<(String, Vec<u8>)> {
+        let c = rusqlite::Connection::open(self.store().join("blobs.db")).unwrap();
+        let sql = "SELECT lower(hex(sum)), size, id FROM blob WHERE sum IS NOT NULL ORDER BY sum";
+        let mut blobs = c.prepare(sql).unwrap();
+        let sql =
+            "SELECT bytes FROM part WHERE id BETWEEN ?1 << 24 AND (?1 << 24) + (1 << 24) - 1 ORDER BY id";
+        let mut parts = c.prepare(sql).unwrap();
+        let found = blobs.query_map([], |row| {
+            let (sum, size, id): (String, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            let bytes =
+                parts.query_map([id], |row| row.get(0))?.collect::<Result<Vec<Vec<u8>>, _>>()?.concat();
+            assert_eq!(bytes.len() as i64, size, "the size of blob {sum}");
+            Ok((sum, bytes))
+        });
+        found.unwrap().collect::<Result<_, _>>().unwrap()
+    }
+
     /// Where the blob of a checksum lies.
     pub fn blob(&self, sum: &str) -> PathBuf {
+        if self.mode == Mode::Database {
+            return self.store().join("blobs.db");
+        }
         self.dir.join("filestore").join(&sum[..2]).join(sum)
     }
 
     /// Every blob in the filestore but the empty one, in order.
     pub fn blobs(&self) -> Vec<String> {
+        if self.mode == Mode::Database {
+            return self.rows().into_iter().map(|(sum, _)| sum).filter(|sum| sum != EMPTY).collect();
+        }
         let list =
             |dir: &Path| fs::read_dir(dir).map(|d| d.flatten().collect::<Vec<_>>()).unwrap_or_default();
         let folders = list(&self.dir.join("filestore")).into_iter().filter(|f| f.file_name().len() == 2);
@@ -211,6 +241,10 @@ impl Depot {
     /// Every blob is what its name says, and nobody may write it.
     #[track_caller]
     pub fn verify_blobs(&self) {
+        if self.mode == Mode::Database {
+            self.rows().iter().for_each(|(sum, bytes)| assert_eq!(sha1(bytes), *sum, "the bytes of a blob"));
+            return;
+        }
         for sum in self.blobs() {
             let path = self.blob(&sum);
             let meta = fs::metadata(&path).unwrap();
@@ -223,7 +257,7 @@ impl Depot {
 
     /// Names of the staging files that are there.
     pub fn staging(&self) -> Vec<String> {
-        let dir = fs::read_dir(self.dir.join("filestore/_pre")).unwrap();
+        let dir = fs::read_dir(self.store().join("_pre")).unwrap();
         dir.flatten().map(|f| f.file_name().to_string_lossy().into_owned()).collect()
     }
 

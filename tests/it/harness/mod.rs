@@ -22,6 +22,9 @@ pub use steering::Steered;
 /// `mounted`: what only a mount has; `mounted_root`: both.
 macro_rules! modes {
     (all: $($test:ident),+ $(,)?) => { modes!(@ [plain plain_user passthrough cached user] $($test)+); };
+    (every_chain: $($test:ident),+ $(,)?) => {
+        modes!(@ [plain plain_user passthrough cached user database] $($test)+);
+    };
     (root: $($test:ident),+ $(,)?) => { modes!(@ [plain passthrough cached] $($test)+); };
     (mounted: $($test:ident),+ $(,)?) => { modes!(@ [passthrough cached user] $($test)+); };
     (mounted_root: $($test:ident),+ $(,)?) => { modes!(@ [passthrough cached] $($test)+); };

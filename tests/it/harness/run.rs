@@ -26,6 +26,8 @@ pub enum Mode {
     Passthrough,
     /// A mount whose reads and writes all go through the daemon.
     Cached,
+    /// A mount as root makes it, of a depot that keeps blobs as rows of a database.
+    Database,
     /// A mount that an ordinary user makes through fusermount3, and works in.
     User,
 }
@@ -38,6 +40,7 @@ impl Mode {
             "plain_user" => Mode::PlainUser,
             "passthrough" => Mode::Passthrough,
             "cached" => Mode::Cached,
+            "database" => Mode::Database,
             "user" => Mode::User,
             _ => panic!("no mode {name}"),
         }
