@@ -204,7 +204,7 @@ impl Vfs {
             node.sealing = Some(sealing.clone());
             (file, sealing, (node.opens == 0).then_some(node.opened))
         };
-        let result = self.lease_and_hash(ino, file, &sealing, go_on);
+        let result = self.lease_and_hash(ino, file, &sealing, unopened_since, go_on);
         if !matches!(result, Ok(Some(_))) {
             // Whoever cancelled it took it out of the node, and may hold that for as long as a disk takes.
             let theirs = sealing.is_cancelled();
@@ -225,6 +225,7 @@ impl Vfs {
         ino: Ino,
         file: StagingName,
         sealing: &Sealing,
+        unopened_since: Option<u64>,
         go_on: GoOn<'_>,
     ) -> Result<Option<Found>> {
         self.descriptors.forget_staging(file);
@@ -236,7 +237,7 @@ impl Vfs {
         }
         // A crash before the put leaves the file Closed, to be sealed by the next mount.
         failpoint::hit("seal.leased");
-        if self.revert_unchanged(ino, file)? {
+        if self.revert_unchanged(ino, file, unopened_since.map(|opened| (opened, used)))? {
             return Ok(None);
         }
         let what = || Error::io(format!("read staging file {file}"));
@@ -259,11 +260,20 @@ impl Vfs {
         Ok(Some(Found { digest, mtime: version.mtime, ctime: version.ctime, used }))
     }
 
-    /// A file that was opened for writing and not written goes back to its blob without being read.
-    fn revert_unchanged(&self, ino: Ino, file: StagingName) -> Result<bool> {
+    /// A file that was opened for writing and not written goes back to its blob without being read. `unopened`: nobody has had
+    /// it open since it had been opened so often, and whether it was mapped then.
+    fn revert_unchanged(
+        &self,
+        ino: Ino,
+        file: StagingName,
+        unopened: Option<(u64, bool)>,
+    ) -> Result<bool> {
         let Some(mut node) = self.nodes.existing(ino) else { return Ok(false) };
         let inode = self.inode(ino)?;
         let Some(staged) = &node.staged else { return Ok(false) };
+        let Some((_, mapped)) = unopened.filter(|(opened, _)| *opened == node.opened) else {
+            return Ok(false);
+        };
         let stat = self.store.stat_staging(file)?;
         if staged.fresh
             || !self.mappings_move_mtime
@@ -290,7 +300,12 @@ impl Vfs {
             self.end_staged(&mut staged);
         }
         node.sealing = None;
-        self.retire(seq, file);
+        if mapped {
+            // What the mapping shows has to follow the next writer.
+            self.left.lock().insert(ino, file);
+        } else {
+            self.retire(seq, file);
+        }
         Ok(true)
     }
 

@@ -15,9 +15,29 @@ modes!(every_chain:
     two_mappings_are_one_memory, mappings_need_the_right_descriptor, a_mapping_outlives_its_name,
     a_mapping_of_a_sealed_file_is_written, msync_is_enough, a_mapping_survives_the_seal,
     a_mapping_shows_what_is_copied_into_its_file, a_mapping_of_a_twin_is_its_file,
-    a_store_moves_the_time_of_its_file,
+    a_store_moves_the_time_of_its_file, a_mapping_survives_a_writer_that_writes_nothing,
 );
 modes!(mounted: a_store_is_what_gets_sealed);
+
+fn a_mapping_survives_a_writer_that_writes_nothing(t: &Tree) {
+    for (name, size) in [("file", 40_000), ("empty", 0)] {
+        let path = t.sealed(name, noise(1, size));
+        let map = Map::shared_readonly(&File::open(&path).unwrap(), 40_000).unwrap();
+        for round in 2..5 {
+            drop(rw(&path));
+            t.seal();
+            drop(rw(&path));
+            t.seal();
+            // Followed by a change in place, and by one that empties the file first.
+            rw(&path).write_all_at(&noise(round, 40_000), 0).unwrap();
+            assert_eq!(map.peek(0, 40_000).unwrap(), noise(round, 40_000), "{name}, round {round}");
+            t.seal();
+            fs::write(&path, noise(round + 10, 40_000)).unwrap();
+            assert_eq!(map.peek(0, 40_000).unwrap(), noise(round + 10, 40_000), "{name}, round {round}");
+            t.seal();
+        }
+    }
+}
 
 fn a_shared_mapping_is_the_file(t: &Tree) {
     let path = t.file("file", noise(1, 20_000));
