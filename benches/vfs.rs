@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use criterion::Criterion;
-use depotfs::change::{Ino, MountId, ROOT};
+use depotfs::change::{Ino, ROOT};
 use depotfs::filestore::{self, Filestore};
 use depotfs::index::{Index, Init};
 use depotfs::vfs::node::Token;
@@ -46,7 +46,6 @@ fn tree(dir: &Path) -> Vfs {
         sync_names: false,
         backlog_bytes_max: u64::MAX,
         backlog_files_max: u64::MAX,
-        mount_id: MountId { boot: [1; 16], mount: [2; 16] },
     };
     Vfs::new(index, store, options)
 }

@@ -102,8 +102,6 @@ pub fn tree(config: &Config, options: &Options, mountpoint: &Path) -> anyhow::Re
         Some(path) => subdir(&index, path)?,
         None => ROOT,
     };
-    let leaf = config.chain.last().context("the chain has no provider")?;
-    let mount_id = sys::boot::mount_id(leaf.dir()).context("the filestore's mount cannot be identified")?;
     let durability = options.durability.unwrap_or_default().max(config.durability);
     let vfs = Vfs::new(
         index,
@@ -122,7 +120,6 @@ pub fn tree(config: &Config, options: &Options, mountpoint: &Path) -> anyhow::Re
             sync_names: options.sync || options.dirsync,
             backlog_bytes_max: BACKLOG_BYTES_MAX,
             backlog_files_max: BACKLOG_FILES_MAX,
-            mount_id,
         },
     );
     if options.may_pass_through() && !sys::process::is_root() {

@@ -61,9 +61,9 @@ impl Blob {
         }
     }
 
-    /// Number of its local file on that file's own file system.
-    pub fn file_ino(&self) -> Option<u64> {
-        self.local().map(BlobFile::file_ino)
+    /// Which local file it is.
+    pub fn file_id(&self) -> Option<FileId> {
+        self.local().map(BlobFile::file_id)
     }
 
     /// Makes the empty file `to` hold the first `length` bytes: shared blocks where possible, else a copy.
@@ -89,6 +89,20 @@ impl Blob {
         to_offset: u64,
         length: u64,
     ) -> io::Result<()> {
+        self.pieces(offset, length, |piece, at| file::write_all_at(to, piece, to_offset + (at - offset)))
+    }
+
+    /// Reads all of it in order; `each` gets a piece and its offset.
+    pub fn each_piece(&self, each: impl FnMut(&[u8], u64) -> io::Result<()>) -> io::Result<()> {
+        self.pieces(0, self.size(), each)
+    }
+
+    fn pieces(
+        &self,
+        offset: u64,
+        length: u64,
+        mut each: impl FnMut(&[u8], u64) -> io::Result<()>,
+    ) -> io::Result<()> {
         let mut buffer = vec![0; length.min(COPY_BYTES) as usize];
         let mut done = 0;
         while done < length {
@@ -97,7 +111,7 @@ impl Blob {
             if read == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            file::write_all_at(to, &buffer[..read], to_offset + done)?;
+            each(&buffer[..read], offset + done)?;
             done += read as u64;
         }
         Ok(())
@@ -144,6 +158,15 @@ impl ReadAt for Blob {
     }
 }
 
+/// Which file something is, whatever names it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FileId {
+    /// Its file system.
+    pub dev: u64,
+    /// Its number there.
+    pub ino: u64,
+}
+
 /// An open blob that cannot be written through.
 ///
 /// The only constructor opens read-only, and no other type turns into this one, so whatever takes a `BlobFile` (a
@@ -152,19 +175,22 @@ impl ReadAt for Blob {
 pub struct BlobFile {
     file: File,
     size: u64,
-    ino: u64,
+    id: FileId,
 }
 
 impl BlobFile {
     /// Opens the regular file at `path` of the volume; `None` when there is none.
     pub(super) fn open(volume: &Volume, path: &str) -> Result<Option<BlobFile>> {
         let opened = volume.open_file(path, OFlag::O_RDONLY)?;
-        Ok(opened.map(|(file, metadata)| BlobFile { file, size: metadata.len(), ino: metadata.ino() }))
+        Ok(opened.map(|(file, metadata)| {
+            let id = FileId { dev: metadata.dev(), ino: metadata.ino() };
+            BlobFile { file, size: metadata.len(), id }
+        }))
     }
 
-    /// Number of the file on its own file system.
-    pub fn file_ino(&self) -> u64 {
-        self.ino
+    /// Which file it is.
+    pub fn file_id(&self) -> FileId {
+        self.id
     }
 
     /// Bytes it has.

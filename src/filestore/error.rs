@@ -61,6 +61,9 @@ pub enum Error {
         /// The staging file.
         name: StagingName,
     },
+    /// The bytes of a blob are not those of its name.
+    #[error("the bytes of blob {0} were altered where they are stored")]
+    Altered(Checksum),
     /// A blob that is no local file cannot be written in place.
     #[error("blob {0} is not in a local file, so its file cannot be handed to a writer")]
     NotLocal(Checksum),

@@ -12,13 +12,13 @@ use std::sync::Arc;
 use nix::sys::stat::{FileStat, SFlag};
 use parking_lot::Mutex;
 
-use super::blob::{Blob, BlobFile};
+use super::blob::{Blob, BlobFile, FileId};
 use super::error::{Doing, Error, Result};
-use super::provider::{Found, Health, Listed, Provider, ProviderStatus, Staged, Visit};
+use super::provider::{Found, Health, Listed, Offer, Provider, ProviderStatus, Visit};
 use super::staging::{StagingDir, staging_path};
 use super::volume::{ASIDE, HERE, MARKER, NotForced, PRE, ToForce, Volume, Work, tidied};
 use crate::change::StagingName;
-use crate::checksum::Checksum;
+use crate::checksum::{Checksum, Hasher};
 use crate::failpoint;
 use crate::sys::file;
 use crate::text;
@@ -115,37 +115,74 @@ impl FileSystem {
         let name = StagingName(0);
         self.staging.discard(name)?;
         self.staging.create(name)?;
-        self.put(&[(Checksum::EMPTY, Staged { name, size: 0 })])?;
+        let from = Arc::clone(&self.staging);
+        self.put(&[(Checksum::EMPTY, Offer { from, name, size: 0 })])?;
         self.staging.discard(name)
+    }
+
+    /// Whether a staging file is of this very directory, so that its name can be linked.
+    fn is_own(&self, offer: &Offer) -> bool {
+        Arc::ptr_eq(&offer.from, &self.staging)
+    }
+
+    /// The file on this volume that becomes the blob: the staging file itself, or a copy of it.
+    fn here(&self, offer: &Offer) -> String {
+        if self.is_own(offer) { staging_path(offer.name) } else { temporary_path(offer.name) }
+    }
+
+    /// Copies a staging file that lies elsewhere.
+    fn fetch(&self, offer: &Offer) -> Result<()> {
+        let path = temporary_path(offer.name);
+        offer.from.must_be_sound(offer.name)?;
+        let from = offer.from.open(offer.name)?;
+        let found = from.stat().doing("stat", offer.from.path().join(offer.name.to_string()))?.size;
+        if found != offer.size {
+            return Err(Error::Changed { name: offer.name, expected: offer.size, found });
+        }
+        self.volume.remove(&path)?;
+        let to = self.volume.create_file(&path, 0o600)?;
+        file::copy_start(&from, &to, offer.size).doing("copy a staging file into", self.volume.at(&path))
     }
 
     /// Gets the bytes to the device before they are given a name: a power cut then leaves no blob with torn bytes, since the
     /// file system's journal makes the name durable after what the device had been sent before.
-    fn write_back(&self, batch: &[(Checksum, Staged)]) -> Result<()> {
-        let file =
-            |(_, staged): &(Checksum, Staged)| ToForce { path: staging_path(staged.name), whole: false };
+    fn write_back(&self, batch: &[(Checksum, Offer)]) -> Result<()> {
+        let file = |(_, offer): &(Checksum, Offer)| ToForce { path: self.here(offer), whole: false };
         self.volume.write_back(&batch.iter().map(file).collect::<Vec<_>>()).map_err(|failed| {
-            if let Some(i) = failed.file {
-                self.staging.refuse(batch[i].1.name);
+            if let Some((_, offer)) = failed.file.map(|i| &batch[i])
+                && self.is_own(offer)
+            {
+                self.staging.refuse(offer.name);
             }
             failed.error
         })
     }
 
     /// Gives the staging file the blob's name, unless a whole blob has it.
-    fn place(&self, sum: &Checksum, staged: &Staged) -> Result<Placed> {
-        let (from, to) = (staging_path(staged.name), blob_path(sum));
-        self.staging.must_be_sound(staged.name)?;
-        let found = self.staging.stat(staged.name)?.size;
-        if found != staged.size {
-            return Err(Error::Changed { name: staged.name, expected: staged.size, found });
+    fn place(&self, sum: &Checksum, offer: &Offer) -> Result<Placed> {
+        let (from, to) = (self.here(offer), blob_path(sum));
+        if self.is_own(offer) {
+            self.staging.must_be_sound(offer.name)?;
+            let found = self.staging.stat(offer.name)?.size;
+            if found != offer.size {
+                return Err(Error::Changed { name: offer.name, expected: offer.size, found });
+            }
         }
-        if let Some(stands) = self.volume.stat(&to)? {
-            let whole = is_file(&stands) && stands.st_size as u64 == staged.size;
-            let good = whole && !self.distrusted.lock().contains(sum);
-            return if good { Ok(Placed::Stood) } else { self.replace(staged.name, &to) };
+        let stands = self.volume.stat(&to)?;
+        if let Some(stands) = &stands {
+            let whole = is_file(stands) && stands.st_size as u64 == offer.size;
+            if whole && !self.distrusted.lock().contains(sum) {
+                return Ok(Placed::Stood);
+            }
+            if self.is_own(offer) {
+                return self.replace(offer.name, &to);
+            }
         }
         self.staging.dress(&from, self.options.blob_mode, self.options.blob_owner)?;
+        if !self.is_own(offer) {
+            self.move_into_place(&from, &to)?;
+            return Ok(if stands.is_some() { Placed::Healed } else { Placed::New });
+        }
         // A crash here leaves a staging file in a blob's mode; its next writer takes that off.
         failpoint::hit("put.dressed");
         match failpoint::call("put.link").and_then(|()| self.volume.try_link(&from, &to)) {
@@ -176,6 +213,17 @@ impl FileSystem {
         Ok(Placed::Healed)
     }
 
+    /// Gives a file that nobody else names the name of a blob, in the place of what has it.
+    fn move_into_place(&self, from: &str, to: &str) -> Result<()> {
+        match self.volume.rename(from, to) {
+            Err(error) if error.is_absent() && self.volume.stat(&to[..2])?.is_none() => {
+                self.make_blob_folder(&to[..2])?;
+                self.volume.rename(from, to)
+            }
+            renamed => renamed,
+        }
+    }
+
     /// Makes a folder that somebody removed, durably.
     fn make_blob_folder(&self, name: &str) -> Result<()> {
         self.volume.make_folder(name, FOLDER_MODE)?;
@@ -183,7 +231,7 @@ impl FileSystem {
     }
 
     /// Forces the files and names of a placed batch, also of those that stood: whoever put them may not have come so far.
-    fn force_placed(&self, batch: &[(Checksum, Staged)]) -> std::result::Result<(), NotForced> {
+    fn force_placed(&self, batch: &[(Checksum, Offer)]) -> std::result::Result<(), NotForced> {
         let files: Vec<ToForce> =
             batch.iter().map(|(sum, _)| ToForce { path: blob_path(sum), whole: false }).collect();
         let folders: BTreeSet<&str> = files.iter().map(|file| &file.path[..2]).collect();
@@ -191,9 +239,9 @@ impl FileSystem {
     }
 
     /// Remembers whose bytes the disk refused: the kernel would call the next flush of them a success.
-    fn refused(&self, (sum, staged): &(Checksum, Staged), placed: Placed) {
-        if placed != Placed::Stood {
-            self.staging.refuse(staged.name);
+    fn refused(&self, (sum, offer): &(Checksum, Offer), placed: Placed) {
+        if placed != Placed::Stood && self.is_own(offer) {
+            self.staging.refuse(offer.name);
         }
         if placed != Placed::New {
             self.distrusted.lock().insert(*sum);
@@ -201,16 +249,24 @@ impl FileSystem {
     }
 
     /// Takes back the names that a failed batch made; the staging files are then theirs alone again.
-    fn take_back(&self, batch: &[(Checksum, Staged)], placed: &[Placed]) {
-        for ((sum, staged), placed) in batch.iter().zip(placed) {
-            if *placed == Placed::New {
-                tidied(self.volume.remove(&blob_path(sum)).and_then(|_| self.staging.make_own(staged.name)));
-            }
+    fn take_back(&self, batch: &[(Checksum, Offer)], placed: &[Placed]) {
+        for ((sum, offer), _) in batch.iter().zip(placed).filter(|(_, placed)| **placed == Placed::New) {
+            let removed = self.volume.remove(&blob_path(sum));
+            let own = || if self.is_own(offer) { self.staging.make_own(offer.name) } else { Ok(()) };
+            tidied(removed.and_then(|_| own()));
         }
     }
 
-    /// Puts a batch, all of it or nothing.
-    fn put_all(&self, batch: &[(Checksum, Staged)]) -> Result<()> {
+    /// Puts a batch, all of it or nothing; of files that lie elsewhere copies are put, of which nothing else stays.
+    fn put_batch(&self, batch: &[(Checksum, Offer)]) -> Result<()> {
+        let foreign = || batch.iter().map(|(_, offer)| offer).filter(|offer| !self.is_own(offer));
+        let put = foreign().try_for_each(|offer| self.fetch(offer)).and_then(|()| self.put_all(batch));
+        // Those whose blob stood already, and all of a batch that failed.
+        foreign().for_each(|offer| tidied(self.volume.remove(&temporary_path(offer.name))));
+        put
+    }
+
+    fn put_all(&self, batch: &[(Checksum, Offer)]) -> Result<()> {
         self.write_back(batch)?;
         let mut placed = Vec::with_capacity(batch.len());
         for (sum, staged) in batch {
@@ -236,6 +292,27 @@ impl FileSystem {
             distrusted.retain(|sum| !batch.iter().any(|(put, _)| put == sum));
         }
         Ok(())
+    }
+
+    /// Copies a blob of another provider, comparing its bytes with their checksum.
+    fn put_verified(&self, sum: &Checksum, blob: &Blob, temporary: &str) -> Result<()> {
+        self.volume.remove(temporary)?;
+        let copy = self.volume.create_file(temporary, 0o600)?;
+        let mut hasher = Hasher::default();
+        blob.each_piece(|piece, offset| {
+            hasher.update(piece);
+            file::write_all_at(&copy, piece, offset)
+        })
+        .doing("copy a blob into", self.volume.at(temporary))?;
+        if hasher.finish().checksum != *sum {
+            return Err(Error::Altered(*sum));
+        }
+        self.staging.dress(temporary, self.options.blob_mode, self.options.blob_owner)?;
+        copy.sync_all().doing("force", self.volume.at(temporary))?;
+        let path = blob_path(sum);
+        self.move_into_place(temporary, &path)?;
+        self.distrusted.lock().remove(sum);
+        self.volume.force_folder(&path[..2])
     }
 
     /// Puts a forced copy of a blob under a temporary name.
@@ -298,7 +375,7 @@ fn temporary_path(name: StagingName) -> String {
 }
 
 impl Provider for FileSystem {
-    fn open(&self, sum: &Checksum) -> Result<Option<Blob>> {
+    fn open(&self, sum: &Checksum, _size: Option<u64>) -> Result<Option<Blob>> {
         let path = blob_path(sum);
         failpoint::call("blob.open").doing("open", self.volume.at(&path))?;
         Ok(BlobFile::open(&self.volume, &path)?.map(Blob::Local))
@@ -326,18 +403,27 @@ impl Provider for FileSystem {
         vec![Arc::clone(&self.staging)]
     }
 
-    fn put(&self, batch: &[(Checksum, Staged)]) -> Result<()> {
+    fn put(&self, batch: &[(Checksum, Offer)]) -> Result<()> {
         if batch.is_empty() {
             return Ok(());
         }
-        self.volume.noted(Work::Put, self.put_all(batch))
+        self.volume.noted(Work::Put, self.put_batch(batch))
     }
 
-    fn detach(&self, sum: &Checksum, name: StagingName) -> Result<()> {
+    fn put_copy(&self, sum: &Checksum, blob: &Blob) -> Result<()> {
+        let temporary = format!("{PRE}/{sum}.tmp");
+        let put = self.put_verified(sum, blob, &temporary);
+        if put.is_err() {
+            tidied(self.volume.remove(&temporary));
+        }
+        self.volume.noted(Work::Put, put)
+    }
+
+    fn detach(&self, sum: &Checksum, name: StagingName, _file: FileId) -> Result<()> {
         let (path, staged, temporary) = (blob_path(sum), staging_path(name), temporary_path(name));
         let blob = BlobFile::open(&self.volume, &path)?.ok_or(Error::Missing(*sum))?;
         let there = match self.staging.stat(name) {
-            Ok(stat) if stat.file_ino != blob.file_ino() => return self.staging.make_own(name),
+            Ok(stat) if stat.file_id != blob.file_id() => return self.staging.make_own(name),
             Ok(_) => true,
             Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => false,
             Err(error) => return Err(error),

@@ -13,13 +13,13 @@ use std::time::Duration;
 use parking_lot::{Mutex, MutexGuard};
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, Transaction, params};
 
-use super::blob::{Blob, Remote};
+use super::blob::{Blob, FileId, Remote};
 use super::error::{Doing, Error, Result};
-use super::provider::{Found, Health, Listed, Provider, ProviderStatus, Staged, Visit};
+use super::provider::{Found, Health, Listed, Offer, Provider, ProviderStatus, Visit};
 use super::staging::StagingDir;
 use super::volume::{Volume, Work};
 use crate::change::StagingName;
-use crate::checksum::Checksum;
+use crate::checksum::{Checksum, Hasher};
 use crate::failpoint;
 use crate::text;
 
@@ -108,11 +108,16 @@ impl FullDb {
         Ok(FullDb { staging: Arc::new(StagingDir::new(Arc::clone(&volume))), volume, db })
     }
 
-    fn put_all(&self, batch: &[(Checksum, Staged)]) -> Result<()> {
+    /// Puts blobs in one transaction, `put` each.
+    fn put_all<'a, T>(
+        &'a self,
+        batch: &[T],
+        put: impl Fn(&Transaction<'_>, &T, &mut Option<Unnaming<'a>>) -> Result<()>,
+    ) -> Result<()> {
         let (mut failure, mut unnaming) = (None, None);
         let wrote = self.db.write("put blobs into", |tx| {
-            for (sum, staged) in batch {
-                if let Err(error) = self.put_one(tx, sum, staged, &mut unnaming) {
+            for one in batch {
+                if let Err(error) = put(tx, one, &mut unnaming) {
                     // Ends the transaction; what is told is the error itself.
                     failure = Some(error);
                     return Err(rusqlite::Error::QueryReturnedNoRows);
@@ -131,50 +136,83 @@ impl FullDb {
         Ok(())
     }
 
-    fn put_one<'a>(
+    fn put_offer<'a>(
         &'a self,
         tx: &Transaction<'_>,
         sum: &Checksum,
-        staged: &Staged,
+        offer: &Offer,
         unnaming: &mut Option<Unnaming<'a>>,
     ) -> Result<()> {
-        let Staged { name, size } = *staged;
-        self.staging.must_be_sound(name)?;
-        let file = self.staging.open(name)?;
-        let path = self.staging.path().join(name.to_string());
-        let changed = |found| Error::Changed { name, expected: size, found };
+        let Offer { from, name, size } = offer;
+        from.must_be_sound(*name)?;
+        let file = from.open(*name)?;
+        let path = from.path().join(name.to_string());
+        let changed = |found| Error::Changed { name: *name, expected: *size, found };
         match file.stat().doing("stat", &path)?.size {
-            found if found == size => {}
+            found if found == *size => {}
             found => return Err(changed(found)),
-        }
-        if size.div_ceil(PART_BYTES) > PARTS_MAX {
-            return Err(io::Error::from(io::ErrorKind::FileTooLarge)).doing("put into a database", &path);
         }
         let sql = |error| self.db.error("put a blob into", error);
         match find(tx, sum).map_err(sql)? {
-            Some((_, stands)) if stands == size => return Ok(()),
+            Some((_, stands)) if stands == *size => return Ok(()),
             Some((broken, _)) => self.db.unname(tx, broken, unnaming).map_err(sql)?,
             None => {}
         }
+        self.insert_parts(tx, sum, *size, |buffer, offset| {
+            let read = file.read_at(buffer, offset).doing("read", &path)?;
+            if read < buffer.len() { Err(changed(offset + read as u64)) } else { Ok(()) }
+        })
+    }
+
+    /// A copy of another provider's blob takes the place of what is here.
+    fn put_verified<'a>(
+        &'a self,
+        tx: &Transaction<'_>,
+        sum: &Checksum,
+        blob: &Blob,
+        unnaming: &mut Option<Unnaming<'a>>,
+    ) -> Result<()> {
+        let sql = |error| self.db.error("put a blob into", error);
+        if let Some((stands, _)) = find(tx, sum).map_err(sql)? {
+            self.db.unname(tx, stands, unnaming).map_err(sql)?;
+        }
+        let mut hasher = Hasher::default();
+        self.insert_parts(tx, sum, blob.size(), |buffer, offset| {
+            let read = blob.read_at(buffer, offset).doing("read blob", sum.to_string())?;
+            hasher.update(&buffer[..read]);
+            if read < buffer.len() { Err(Error::Altered(*sum)) } else { Ok(()) }
+        })?;
+        if hasher.finish().checksum == *sum { Ok(()) } else { Err(Error::Altered(*sum)) }
+    }
+
+    /// Makes the rows of a blob from what `read` fills whole buffers with, in order.
+    fn insert_parts(
+        &self,
+        tx: &Transaction<'_>,
+        sum: &Checksum,
+        size: u64,
+        mut read: impl FnMut(&mut [u8], u64) -> Result<()>,
+    ) -> Result<()> {
+        if size.div_ceil(PART_BYTES) > PARTS_MAX {
+            return Err(io::Error::from(io::ErrorKind::FileTooLarge)).doing("put a blob into", &self.db.path);
+        }
+        let sql = |error| self.db.error("put a blob into", error);
         let id = insert(tx, sum, size).map_err(sql)?;
         let mut insert_part =
             tx.prepare_cached("INSERT INTO part (id, bytes) VALUES ($1, $2)").map_err(sql)?;
         let mut buffer = vec![0; size.min(PART_BYTES) as usize];
         for number in 0..size.div_ceil(PART_BYTES) {
             let offset = number * PART_BYTES;
-            let wanted = (size - offset).min(PART_BYTES) as usize;
-            let read = file.read_at(&mut buffer[..wanted], offset).doing("read", &path)?;
-            if read < wanted {
-                return Err(changed(offset + read as u64));
-            }
-            insert_part.execute(params![part_id(id, number), &buffer[..wanted]]).map_err(sql)?;
+            let part = &mut buffer[..(size - offset).min(PART_BYTES) as usize];
+            read(part, offset)?;
+            insert_part.execute(params![part_id(id, number), &*part]).map_err(sql)?;
         }
         Ok(())
     }
 }
 
 impl Provider for FullDb {
-    fn open(&self, sum: &Checksum) -> Result<Option<Blob>> {
+    fn open(&self, sum: &Checksum, _size: Option<u64>) -> Result<Option<Blob>> {
         // Locked across the look: a removal in between would not know of the reader. The writer's lock is never taken after
         // this one.
         let mut open = self.db.open.lock();
@@ -204,14 +242,20 @@ impl Provider for FullDb {
         vec![Arc::clone(&self.staging)]
     }
 
-    fn put(&self, batch: &[(Checksum, Staged)]) -> Result<()> {
+    fn put(&self, batch: &[(Checksum, Offer)]) -> Result<()> {
         if batch.is_empty() {
             return Ok(());
         }
-        self.volume.noted(Work::Put, self.put_all(batch))
+        let put = self.put_all(batch, |tx, (sum, offer), unnaming| self.put_offer(tx, sum, offer, unnaming));
+        self.volume.noted(Work::Put, put)
     }
 
-    fn detach(&self, sum: &Checksum, name: StagingName) -> Result<()> {
+    fn put_copy(&self, sum: &Checksum, blob: &Blob) -> Result<()> {
+        let put = self.put_all(&[blob], |tx, blob, unnaming| self.put_verified(tx, sum, blob, unnaming));
+        self.volume.noted(Work::Put, put)
+    }
+
+    fn detach(&self, sum: &Checksum, name: StagingName, _file: FileId) -> Result<()> {
         // The file that the blob was made of, kept for who has it open, is no blob's.
         match self.staging.stat(name) {
             Err(error) if error.is_absent() => Err(Error::NotLocal(*sum)),

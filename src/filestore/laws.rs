@@ -1,5 +1,6 @@
 //! The laws of the trait: what every provider, and every chain of them, does. Each runs on a fresh provider.
 
+use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -7,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
-use super::provider::{Listed, Provider, Staged};
-use super::{Blob, Error};
+use super::provider::{Listed, Offer, Provider};
+use super::{Blob, Error, FileId, FileSystem, Options, Remote};
 use crate::change::StagingName;
 use crate::checksum::{Checksum, Hasher};
 
@@ -29,6 +30,8 @@ const LAWS: &[(&str, Law)] = &[
     ("put is idempotent", put_is_idempotent),
     ("a batch may name a blob twice", a_batch_may_name_a_blob_twice),
     ("a failed batch leaves nothing", a_failed_batch_leaves_nothing),
+    ("a staging file from elsewhere is copied", a_staging_file_from_elsewhere_is_copied),
+    ("a copy is compared with its checksum", a_copy_is_compared_with_its_checksum),
     ("a file that changed since it was hashed is no blob", a_changed_file_is_no_blob),
     ("remove does not disturb open blobs", remove_does_not_disturb_open_blobs),
     ("a blob's descriptor cannot write", a_blobs_descriptor_cannot_write),
@@ -53,18 +56,18 @@ pub(super) fn sum_of(bytes: &[u8]) -> Checksum {
 }
 
 /// A staging file that holds `bytes`, as an element of a batch.
-pub(super) fn staged(provider: &dyn Provider, bytes: &[u8]) -> (Checksum, Staged) {
-    let name = fresh_name();
-    provider.stage().unwrap().create(name).unwrap().write_at(bytes, 0).unwrap();
-    (sum_of(bytes), Staged { name, size: bytes.len() as u64 })
+pub(super) fn staged(provider: &dyn Provider, bytes: &[u8]) -> (Checksum, Offer) {
+    let (from, name) = (provider.stage().unwrap(), fresh_name());
+    from.create(name).unwrap().write_at(bytes, 0).unwrap();
+    (sum_of(bytes), Offer { from, name, size: bytes.len() as u64 })
 }
 
 /// Puts `bytes` and gives their checksum.
 pub(super) fn put(provider: &dyn Provider, bytes: &[u8]) -> Checksum {
-    let one = staged(provider, bytes);
-    provider.put(&[one]).unwrap();
-    provider.staging(one.1.name).unwrap().discard(one.1.name).unwrap();
-    one.0
+    let (sum, offer) = staged(provider, bytes);
+    provider.put(&[(sum, offer.clone())]).unwrap();
+    offer.from.discard(offer.name).unwrap();
+    sum
 }
 
 /// Everything in a blob.
@@ -75,7 +78,7 @@ pub(super) fn bytes_of(blob: &Blob) -> Vec<u8> {
 }
 
 pub(super) fn open(provider: &dyn Provider, sum: &Checksum) -> Option<Blob> {
-    provider.open(sum).unwrap()
+    provider.open(sum, None).unwrap()
 }
 
 /// What a listing shows, with strays as the last part of their path.
@@ -95,7 +98,7 @@ pub(super) fn listed(provider: &dyn Provider, after: Option<&Checksum>) -> Vec<(
 
 fn what_was_put_is_opened_until_removed(provider: &dyn Provider) {
     let one = staged(provider, b"some bytes");
-    provider.put(&[one]).unwrap();
+    provider.put(std::slice::from_ref(&one)).unwrap();
     assert_eq!(provider.staging(one.1.name).unwrap().stat(one.1.name).unwrap().size, 10, "the name stays");
     provider.staging(one.1.name).unwrap().discard(one.1.name).unwrap();
     assert_eq!(bytes_of(&open(provider, &one.0).unwrap()), b"some bytes");
@@ -106,17 +109,17 @@ fn what_was_put_is_opened_until_removed(provider: &dyn Provider) {
 
 fn absence_is_not_an_error(provider: &dyn Provider) {
     let sum = sum_of(b"never put");
-    assert!(provider.open(&sum).unwrap().is_none());
+    assert!(provider.open(&sum, None).unwrap().is_none());
     assert_eq!(provider.stat(&sum).unwrap(), None);
     assert!(!provider.remove(&sum).unwrap());
-    let detached = provider.detach(&sum, fresh_name());
+    let detached = provider.detach(&sum, fresh_name(), FileId { dev: 0, ino: 0 });
     assert!(matches!(detached, Err(Error::Missing(lost) | Error::NotLocal(lost)) if lost == sum));
 }
 
 fn put_is_idempotent(provider: &dyn Provider) {
     let one = staged(provider, b"twice");
-    provider.put(&[one]).unwrap();
-    provider.put(&[one]).unwrap();
+    provider.put(std::slice::from_ref(&one)).unwrap();
+    provider.put(std::slice::from_ref(&one)).unwrap();
     let other = staged(provider, b"twice");
     provider.put(&[other]).unwrap();
     assert_eq!(bytes_of(&open(provider, &one.0).unwrap()), b"twice");
@@ -134,16 +137,75 @@ fn a_batch_may_name_a_blob_twice(provider: &dyn Provider) {
 fn a_failed_batch_leaves_nothing(provider: &dyn Provider) {
     let before = listed(provider, None);
     let first = staged(provider, b"first of the batch");
-    let never = (sum_of(b"x"), Staged { name: fresh_name(), size: 1 });
-    provider.put(&[first, never]).unwrap_err();
+    let never = Offer { from: provider.stage().unwrap(), name: fresh_name(), size: 1 };
+    provider.put(&[first.clone(), (sum_of(b"x"), never)]).unwrap_err();
     assert_eq!(listed(provider, None), before);
     let writer = provider.staging(first.1.name).unwrap().open_writer(first.1.name).unwrap();
     writer.write_at(b"FIRST", 0).unwrap();
 }
 
+fn a_staging_file_from_elsewhere_is_copied(provider: &dyn Provider) {
+    let dir = tempfile::tempdir().unwrap();
+    FileSystem::create(dir.path(), [9; 16], &Options::default()).unwrap();
+    let elsewhere = FileSystem::open(dir.path(), [9; 16], &Options::default()).unwrap();
+    let batch = [staged(&elsewhere, b"from elsewhere"), staged(provider, b"from here")];
+    let again = staged(&elsewhere, b"from here");
+    provider.put(&batch).unwrap();
+    provider.put(std::slice::from_ref(&again)).unwrap();
+    for (sum, offer) in &batch {
+        assert_eq!(provider.stat(sum).unwrap(), Some(offer.size));
+        assert_eq!(offer.from.stat(offer.name).unwrap().size, offer.size, "the name stays");
+    }
+    batch[0].1.from.open_writer(batch[0].1.name).unwrap().write_at(b"FROM", 0).unwrap();
+    assert_eq!(bytes_of(&open(provider, &batch[0].0).unwrap()), b"from elsewhere", "a file of its own");
+    let (sum, offer) = staged(&elsewhere, b"changed since");
+    let changed = Offer { size: offer.size + 1, ..offer };
+    assert!(matches!(provider.put(&[(sum, changed)]), Err(Error::Changed { .. })));
+    assert_eq!(provider.stat(&sum).unwrap(), None);
+    let own = batch[1].1.name;
+    for dir in provider.staging_dirs() {
+        let left: Vec<_> = dir.path().read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert!(left.iter().all(|name| *name == *own.to_string()), "left behind: {left:?}");
+    }
+}
+
+/// A blob of another provider.
+#[derive(Debug)]
+struct Bytes(&'static [u8]);
+
+impl Remote for Bytes {
+    fn size(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let rest = &self.0[(offset as usize).min(self.0.len())..];
+        let n = rest.len().min(buffer.len());
+        buffer[..n].copy_from_slice(&rest[..n]);
+        Ok(n)
+    }
+}
+
+fn a_copy_is_compared_with_its_checksum(provider: &dyn Provider) {
+    let good = b"good bytes";
+    let sum = sum_of(good);
+    for altered in [&b"evil bytes"[..], b"good", b"good bytes and more"] {
+        let put = provider.put_copy(&sum, &Blob::Remote(Box::new(Bytes(altered))));
+        assert!(matches!(put, Err(Error::Altered(found)) if found == sum), "{put:?}");
+        assert_eq!(provider.stat(&sum).unwrap(), None);
+    }
+    for _ in 0..2 {
+        provider.put_copy(&sum, &Blob::Remote(Box::new(Bytes(good)))).unwrap();
+        assert_eq!(bytes_of(&open(provider, &sum).unwrap()), good);
+    }
+    for dir in provider.staging_dirs() {
+        assert_eq!(dir.path().read_dir().unwrap().count(), 0, "left behind");
+    }
+}
+
 fn a_changed_file_is_no_blob(provider: &dyn Provider) {
     let (sum, staged) = staged(provider, b"hashed");
-    let wrong = Staged { size: staged.size - 1, ..staged };
+    let wrong = Offer { size: staged.size - 1, ..staged };
     assert!(matches!(provider.put(&[(sum, wrong)]), Err(Error::Changed { expected: 5, found: 6, .. })));
     assert!(open(provider, &sum).is_none());
 }
@@ -204,11 +266,12 @@ fn a_detached_blob_keeps_its_bytes(provider: &dyn Provider) {
     let sum = put(provider, b"old bytes");
     let reader = open(provider, &sum).unwrap();
     let name = fresh_name();
-    if reader.local().is_none() {
-        assert!(matches!(provider.detach(&sum, name), Err(Error::NotLocal(found)) if found == sum));
+    let Some(file) = reader.file_id() else {
+        let detached = provider.detach(&sum, name, FileId { dev: 0, ino: 0 });
+        assert!(matches!(detached, Err(Error::NotLocal(found)) if found == sum));
         return;
-    }
-    provider.detach(&sum, name).unwrap();
+    };
+    provider.detach(&sum, name, file).unwrap();
     let dir = provider.staging(name).unwrap();
     assert_eq!(dir.stat(name).unwrap().links, 1);
     let writer = dir.open_writer(name).unwrap();

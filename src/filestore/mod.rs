@@ -26,16 +26,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use aside::{Aside, KEPT_FOR};
-pub use blob::{Blob, BlobFile, Remote};
+pub use blob::{Blob, BlobFile, FileId, Remote};
 pub use chain::Layer;
 pub use error::{Error, Result};
 pub use file_system::{FileSystem, Options};
 pub use full_db::FullDb;
 pub use latch::Latch;
-pub use provider::{Found, Health, Listed, Provider, ProviderStatus, Space, Staged, Visit};
+pub use provider::{Found, Health, Offer, Listed, Provider, ProviderStatus, Space, Staged, Visit};
 pub use staging::{StagingDir, StagingReader, StagingStat, StagingWriter};
 
-use crate::change::StagingName;
+use crate::change::{MountId, StagingName};
 use crate::checksum::{Checksum, Digest};
 use error::Doing;
 use latch::Latches;
@@ -90,7 +90,7 @@ impl Filestore {
     /// Makes a staging file of the first `limit` bytes of a blob, sharing blocks where possible and keeping holes;
     /// nothing is left of it on failure.
     pub fn stage_from(&self, name: StagingName, sum: &Checksum, limit: u64) -> Result<StagingWriter> {
-        let blob = self.provider.open(sum)?.ok_or(Error::Missing(*sum))?;
+        let blob = self.provider.open(sum, None)?.ok_or(Error::Missing(*sum))?;
         self.provider.stage()?.create_from(name, &blob, limit)
     }
 
@@ -124,6 +124,11 @@ impl Filestore {
             }
         }
         dirs.iter().try_for_each(|(dir, names)| dir.force(names))
+    }
+
+    /// The boot and the mount of the disk that a staging file is on.
+    pub fn mount_of(&self, name: StagingName) -> Result<MountId> {
+        Ok(self.provider.staging(name)?.mount_id())
     }
 
     /// Removes a staging file that no durable state names any more; one that is gone already is no error.
@@ -172,7 +177,7 @@ impl Filestore {
 
     /// Opens a blob that the index knows with this size; absent or of another size is an error here.
     pub fn open_blob(&self, sum: &Checksum, size: u64) -> Result<Blob> {
-        let blob = self.provider.open(sum)?.ok_or(Error::Missing(*sum))?;
+        let blob = self.provider.open(sum, Some(size))?.ok_or(Error::Missing(*sum))?;
         if blob.size() != size {
             return Err(Error::WrongSize { sum: *sum, expected: size, found: blob.size() });
         }
@@ -195,13 +200,17 @@ impl Filestore {
     /// A blob of the right size stays as it is (telling a duplicate from a collision is the caller's, who knows the
     /// BLAKE3), one of another size is replaced. On an error no new blob stands, and the same put can be tried again.
     pub fn put(&self, batch: &[(Checksum, Staged)]) -> Result<()> {
-        self.provider.put(batch)
+        let offer = |(sum, staged): &(Checksum, Staged)| -> Result<(Checksum, Offer)> {
+            let Staged { name, size } = *staged;
+            Ok((*sum, Offer { from: self.provider.staging(name)?, name, size }))
+        };
+        self.provider.put(&batch.iter().map(offer).collect::<Result<Vec<_>>>()?)
     }
 
-    /// Turns a blob's file into the staging file `name`, leaving a durable copy as the blob, so that those who have the
+    /// Turns a blob's file, which is `file`, into the staging file `name`, leaving a durable copy as the blob, so that those who have the
     /// blob's file open see what is written from now on.
-    pub fn detach(&self, latch: &Latch<'_>, name: StagingName) -> Result<()> {
-        self.provider.detach(latch.checksum(), name)
+    pub fn detach(&self, latch: &Latch<'_>, name: StagingName, file: FileId) -> Result<()> {
+        self.provider.detach(latch.checksum(), name, file)
     }
 
     /// Removes a blob that no durable state names; whether it was there.
@@ -223,18 +232,18 @@ impl Filestore {
 
     /// SHA-1 and BLAKE3 of a blob's bytes as they are stored; `None` when it is absent.
     pub fn digest_blob(&self, sum: &Checksum) -> Result<Option<Digest>> {
-        let Some(blob) = self.provider.open(sum)? else { return Ok(None) };
+        let Some(blob) = self.provider.open(sum, None)? else { return Ok(None) };
         blob.digest(|| true).doing("read all of blob", sum.to_string())
     }
 
     /// Reads every byte of a blob and compares: by BLAKE3 where the caller knows it, which is faster, else by SHA-1.
     pub fn verify(&self, sum: &Checksum, blake3: Option<&[u8; 32]>) -> Result<Verdict> {
         loop {
-            let Some(blob) = self.provider.open(sum)? else { return Ok(Verdict::Missing) };
+            let Some(blob) = self.provider.open(sum, None)? else { return Ok(Verdict::Missing) };
             let size = blob.size();
             let (good, found) = look_at(&blob, sum, blake3).doing("read all of blob", sum.to_string())?;
             // A blob's file can change hands and be written while it is read: then what was read is nobody's.
-            if self.provider.open(sum)?.is_some_and(|now| now.file_ino() == blob.file_ino()) {
+            if self.provider.open(sum, None)?.is_some_and(|now| now.file_id() == blob.file_id()) {
                 return Ok(if good {
                     Verdict::Good { blake3: found, size }
                 } else {

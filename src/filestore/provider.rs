@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::blob::Blob;
+use super::blob::{Blob, FileId};
 use super::error::Result;
 use super::staging::StagingDir;
 use crate::change::StagingName;
@@ -20,7 +20,9 @@ use crate::checksum::Checksum;
 /// latch of the checksum.
 pub trait Provider: fmt::Debug + Send + Sync + 'static {
     /// Opens a blob for reading; `None` when it is not here, which is never an error.
-    fn open(&self, sum: &Checksum) -> Result<Option<Blob>>;
+    ///
+    /// `size`: what it should have, where that is known: of several copies one that has it is preferred.
+    fn open(&self, sum: &Checksum, size: Option<u64>) -> Result<Option<Blob>>;
 
     /// Size of a blob; cheap, and never fetches.
     fn stat(&self, sum: &Checksum) -> Result<Option<u64>>;
@@ -37,19 +39,25 @@ pub trait Provider: fmt::Debug + Send + Sync + 'static {
     /// Every staging directory of this provider and of those below it.
     fn staging_dirs(&self) -> Vec<Arc<StagingDir>>;
 
-    /// Makes blobs of staging files of this provider, each atomically; the staging names stay.
+    /// Makes blobs of staging files, each atomically; the staging names stay. Those that lie in a staging directory of this
+    /// provider are linked where that is possible, others are copied.
     ///
     /// On Ok all are durable here, with as few flushes as possible. A blob that stands with the right size stays as it
     /// is; one of another size is replaced. On an error every blob is as before, or whole.
-    fn put(&self, batch: &[(Checksum, Staged)]) -> Result<()>;
+    fn put(&self, batch: &[(Checksum, Offer)]) -> Result<()>;
 
-    /// Turns a blob's file into the staging file `name`, and puts a durable copy of it under the blob's name.
+    /// Makes a blob of the bytes of one that another provider has; durable on Ok. They are compared with the checksum on the
+    /// way: what is not what its name says is [`Error::Altered`](super::Error::Altered) and is not passed on.
+    fn put_copy(&self, sum: &Checksum, blob: &Blob) -> Result<()>;
+
+    /// Turns a blob's file, which is `file`, into the staging file `name`, and puts a durable copy of it under the blob's
+    /// name.
     ///
     /// Descriptors of the blob opened before see from then on what is written to the staging file; the blob does not.
     /// On an error, and after a crash at any step, the blob stands with its bytes and nothing is staged but perhaps a
     /// name that nobody knows. A staging file of that name that is no blob's stays as it is; where there is none and no
     /// blob is a local file, the error is [`Error::NotLocal`](super::Error::NotLocal).
-    fn detach(&self, sum: &Checksum, name: StagingName) -> Result<()>;
+    fn detach(&self, sum: &Checksum, name: StagingName, file: FileId) -> Result<()>;
 
     /// Removes a blob; whether it was here. Open descriptors of it go on.
     fn remove(&self, sum: &Checksum) -> Result<bool>;
@@ -79,6 +87,17 @@ pub struct Found {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Staged {
     /// The staging file.
+    pub name: StagingName,
+    /// Its size when it was hashed.
+    pub size: u64,
+}
+
+/// The same with the directory that it lies in, as a provider is given it.
+#[derive(Clone, Debug)]
+pub struct Offer {
+    /// Where it is.
+    pub from: Arc<StagingDir>,
+    /// Its name there.
     pub name: StagingName,
     /// Its size when it was hashed.
     pub size: u64,

@@ -17,10 +17,10 @@ use nix::sys::stat::{FchmodatFlags, FileStat, Mode, fchmodat, fstat};
 use nix::unistd::{Uid, fchownat, getegid, geteuid};
 use parking_lot::Mutex;
 
-use super::blob::{Blob, read_fully};
+use super::blob::{Blob, FileId, read_fully};
 use super::error::{Doing, Error, Result};
 use super::volume::{PRE, ToForce, Volume, Work, tidied};
-use crate::change::StagingName;
+use crate::change::{MountId, StagingName};
 use crate::checksum::{self, Digest};
 use crate::crowd::Crowd;
 use crate::failpoint;
@@ -68,8 +68,8 @@ pub struct StagingStat {
     pub ctime: i64,
     /// Names: 2 when its bytes are a blob's too.
     pub links: u64,
-    /// Number of the file on its own file system.
-    pub file_ino: u64,
+    /// Which file it is.
+    pub file_id: FileId,
 }
 
 impl StagingStat {
@@ -81,7 +81,7 @@ impl StagingStat {
             mtime: nanos(found.st_mtime, found.st_mtime_nsec),
             ctime: nanos(found.st_ctime, found.st_ctime_nsec),
             links: found.st_nlink,
-            file_ino: found.st_ino,
+            file_id: FileId { dev: found.st_dev, ino: found.st_ino },
         }
     }
 }
@@ -246,6 +246,11 @@ impl StagingDir {
         let names = self.volume.names(PRE)?.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound));
         let names = names.doing("list", self.volume.at(PRE))?;
         Ok(names.iter().filter_map(|name| parse_name(name)).collect())
+    }
+
+    /// The boot and the mount of the disk that the staging files are on.
+    pub fn mount_id(&self) -> MountId {
+        self.volume.mount_id()
     }
 
     /// The directory that the staging files are in.

@@ -11,12 +11,23 @@ use std::time::Instant;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tempfile::TempDir;
 
-use super::laws::{bytes_of, fresh_name, listed, open, put, staged, sum_of};
+use super::laws::{self, bytes_of, fresh_name, listed, open, put, sum_of};
 use super::volume::{Volume, Work};
 use super::*;
 
 const ID: [u8; 16] = [0xab; 16];
 const MIB: u64 = 1 << 20;
+
+/// A staging file that holds `bytes`, as an element of a batch.
+fn staged(provider: &dyn Provider, bytes: &[u8]) -> (Checksum, Staged) {
+    let (sum, Offer { name, size, .. }) = laws::staged(provider, bytes);
+    (sum, Staged { name, size })
+}
+
+fn detach(store: &Filestore, sum: &Checksum) -> Result<()> {
+    let file = open(&*store.provider, sum).unwrap().file_id().unwrap();
+    store.detach(&store.latch(sum), fresh_name(), file)
+}
 
 /// A filestore in a directory of its own.
 struct Depot {
@@ -390,7 +401,7 @@ fn a_sparse_file_stays_sparse_all_the_way() {
     let copy = depot.store.stage_from(fresh_name(), &sum, u64::MAX).unwrap();
     let cut = depot.store.stage_from(fresh_name(), &sum, (3 << 30) + 3).unwrap();
     depot.store.discard(name).unwrap();
-    depot.store.detach(&depot.store.latch(&sum), fresh_name()).unwrap();
+    detach(&depot.store, &sum).unwrap();
     assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
     assert_eq!(copy.stat().unwrap().size, SIZE);
     assert_eq!(cut.stat().unwrap().size, (3 << 30) + 3);
@@ -444,7 +455,7 @@ fn a_full_disk_leaves_the_earlier_state() {
     let full = depot.store.stage(name).unwrap().write_at(&vec![1; 4 * MIB as usize], 0).unwrap_err();
     assert_eq!(full.kind(), io::ErrorKind::StorageFull);
     assert!(depot.store.stage_from(fresh_name(), &sum, u64::MAX).unwrap_err().is_full());
-    assert!(depot.store.detach(&depot.store.latch(&sum), fresh_name()).unwrap_err().is_full());
+    assert!(detach(&depot.store, &sum).unwrap_err().is_full());
     assert_eq!(depot.store.staging_names().unwrap(), [name]);
     assert_eq!(listed(depot.provider(), None), before);
     assert_eq!(bytes_of(&depot.store.open_blob(&sum, 2 * MIB).unwrap())[5], 7);
@@ -516,7 +527,8 @@ fn a_blob_whose_file_changes_hands_meanwhile_is_not_called_altered() {
         let writer = scope.spawn(|| {
             for _ in 0..200 {
                 let name = fresh_name();
-                depot.store.detach(&depot.store.latch(&sum), name).unwrap();
+                let file = open(depot.provider(), &sum).unwrap().file_id().unwrap();
+                depot.store.detach(&depot.store.latch(&sum), name, file).unwrap();
                 depot.store.open_staging_writer(name).unwrap().write_at(&[9; 4096], 500_000).unwrap();
                 depot.store.discard(name).unwrap();
             }

@@ -20,8 +20,10 @@ use parking_lot::Mutex;
 
 use super::error::{Doing, Error, Result};
 use super::provider::Space;
+use crate::change::MountId;
 use crate::checksum::{hex, unhex};
 use crate::failpoint;
+use crate::sys::boot::mount_id;
 use crate::sys::file::{self, FileSystemType};
 use crate::text;
 
@@ -49,6 +51,7 @@ pub(super) struct Volume {
     path: PathBuf,
     root: File,
     file_system: FileSystemType,
+    mount_id: MountId,
     failing: Mutex<Option<(Work, String)>>,
 }
 
@@ -123,7 +126,8 @@ impl Volume {
             root => root.doing("open", path)?,
         };
         let file_system = FileSystemType::of(&root).doing("find the file system type of", path)?;
-        Ok(Volume { path: path.to_owned(), root, file_system, failing: Mutex::default() })
+        let mount_id = mount_id(path).doing("find the mount of", path)?;
+        Ok(Volume { path: path.to_owned(), root, file_system, mount_id, failing: Mutex::default() })
     }
 
     fn no_depot(&self, why: String) -> Error {
@@ -204,6 +208,11 @@ impl Volume {
     /// The directory.
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The boot and the mount of its disk.
+    pub(super) fn mount_id(&self) -> MountId {
+        self.mount_id
     }
 
     /// The whole path of a relative one.

@@ -95,6 +95,7 @@ fn store_errno(error: &filestore::Error) -> Errno {
         | filestore::Error::Unforced { .. }
         | filestore::Error::Foreign { .. }
         | filestore::Error::NotADepotDirectory { .. }
+        | filestore::Error::Altered(_)
         | filestore::Error::NotLocal(_)
         | filestore::Error::NoHardLinks { .. } => Errno::EIO,
     }

@@ -6,7 +6,7 @@
 //! destinations that are served through it (`copiers` guesses them when they are made); others get a reflink where the
 //! disk can, else the bytes.
 
-use crate::change::{Change, Ino, Kind, StagedRow};
+use crate::change::{Change, Ino, Kind, MountId, StagedRow};
 use crate::failpoint;
 use crate::sys::content as sys;
 use crate::vfs::node::{CloneOf, Locked, Serving, State};
@@ -138,7 +138,8 @@ impl Vfs {
         self.stage_untouched(row.file)?;
         // A crash here leaves an empty staging file, which is what the row says.
         failpoint::hit("copy.made");
-        let row = StagedRow { checksum: None, ..row };
+        let MountId { boot, mount } = self.store.mount_of(row.file)?;
+        let row = StagedRow { boot, mount, checksum: None, ..row };
         self.commit(&[Change::Stage(row.clone())]).inspect_err(|_| self.give_up_staging(row.file))?;
         Ok(row)
     }

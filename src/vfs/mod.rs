@@ -34,7 +34,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Condvar, Mutex, RwLock};
 
-use crate::change::{Change, Ino, Inode, MountId, Nanos, ROOT, StagingName};
+use crate::change::{Change, Ino, Inode, Nanos, ROOT, StagingName};
 use crate::checksum::{Checksum, Digest};
 use crate::clock;
 use crate::crowd::Crowd;
@@ -126,8 +126,6 @@ pub struct Options {
     pub backlog_bytes_max: u64,
     /// The same as a number of files.
     pub backlog_files_max: u64,
-    /// Which boot and which mount of the filestore's disk staging files are written in.
-    pub mount_id: MountId,
 }
 
 /// Settings of a repository, read from the index.

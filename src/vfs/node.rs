@@ -12,6 +12,7 @@ use parking_lot::{ArcMutexGuard, Condvar, Mutex, RawMutex};
 
 use crate::change::{Ino, Nanos, StagedRow, StagingName};
 use crate::checksum::Checksum;
+use crate::filestore::FileId;
 use crate::vfs::seal::Sealing;
 
 /// The kernel's registration of a file for passthrough, opaque outside `fuse`. Dropping the last one ends it.
@@ -44,8 +45,8 @@ pub struct Backing {
     pub token: Token,
     /// What that file is called.
     pub source: Source,
-    /// Its number on its own file system.
-    pub file_ino: u64,
+    /// Which file that is.
+    pub file_id: FileId,
     /// The blob whose very file it is, so that no other inode may be served from it by passthrough.
     pub owns: Option<Checksum>,
 }

@@ -149,7 +149,7 @@ impl Vfs {
         let (inode, xattrs) = self.new_inode(caller, parent, Kind::File, mode, umask)?;
         let ino = inode.ino;
         let file = self.next_staging()?;
-        let mut row = self.staged_row(&inode, file);
+        let mut row = self.staged_row(&inode, file)?;
         let guessed = self.guess(caller, access);
         if guessed.is_some() {
             // A copy never has use for it.
@@ -364,7 +364,7 @@ impl Vfs {
         drop(self.store.stage(name)?);
         // A crash here leaves the earlier bytes, and a staging file without a row.
         failpoint::hit("empty.staged");
-        let mut row = self.staged_row(inode, name);
+        let mut row = self.staged_row(inode, name)?;
         row.ctime = now();
         let seq = match self.commit(&[Change::Stage(row.clone())]) {
             Ok(seq) => seq,
@@ -431,11 +431,11 @@ impl Vfs {
             Err(filestore::Error::Io { source, .. }) if sys::is_shortage(&source) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        let file_ino = file.stat().map_err(Error::io(format!("stat staging file {name}")))?.file_ino;
+        let file_id = file.stat().map_err(Error::io(format!("stat staging file {name}")))?.file_id;
         Ok(self.register(file.as_fd(), register).map(|token| Backing {
             token,
             source: Source::Staging(name),
-            file_ino,
+            file_id,
             owns: None,
         }))
     }
@@ -455,13 +455,13 @@ impl Vfs {
             return Ok(None);
         }
         let Blob::Local(blob) = blob else { return Ok(None) };
-        let file_ino = blob.file_ino();
+        let file_id = blob.file_id();
         let token = self.register(blob.as_fd(), register);
         if token.is_some() {
             self.own(&latch, inode.ino, true);
         }
         drop(latch);
-        Ok(token.map(|token| Backing { token, source: Source::Blob(*sum), file_ino, owns: Some(*sum) }))
+        Ok(token.map(|token| Backing { token, source: Source::Blob(*sum), file_id, owns: Some(*sum) }))
     }
 
     /// Finds out whether the kernel takes files of the filestore for passthrough at all.

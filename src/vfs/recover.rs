@@ -39,7 +39,7 @@ impl Vfs {
                 continue;
             }
             if self.options.read_only {
-                self.show_staged(row);
+                self.show_staged(row)?;
             } else {
                 self.recover_staged(row, &mut done)?;
             }
@@ -78,22 +78,23 @@ impl Vfs {
     }
 
     /// A read-only mount changes nothing, but shows the newest version where it stands.
-    fn show_staged(&self, row: StagedRow) {
+    fn show_staged(&self, row: StagedRow) -> Result<()> {
         let there = self.store.stat_staging(row.file).is_ok();
-        if self.stands(&row) && (there || row.is_unmade()) {
+        if self.stands(&row)? && (there || row.is_unmade()) {
             let mut node = self.nodes.lock(row.ino);
             node.clone = (!there).then(|| CloneOf::nothing_yet(row.file));
             node.staged = Some(Staged::new(row));
         }
+        Ok(())
     }
 
-    fn stands(&self, row: &StagedRow) -> bool {
-        let id = &self.options.mount_id;
-        row.failed.is_some() || row.forced || (row.boot == id.boot && row.mount == id.mount)
+    fn stands(&self, row: &StagedRow) -> Result<bool> {
+        let now = self.store.mount_of(row.file)?;
+        Ok(row.failed.is_some() || row.forced || (row.boot == now.boot && row.mount == now.mount))
     }
 
     fn recover_staged(&self, row: StagedRow, done: &mut Recovered) -> Result<()> {
-        let stands = self.stands(&row);
+        let stands = self.stands(&row)?;
         let there = match self.store.stat_staging(row.file) {
             Ok(_) => true,
             Err(error) if error.is_absent() => false,

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::change::{Change, Inode, Kind, Nanos, StagedRow, StagingName};
+use crate::change::{Change, Inode, Kind, MountId, Nanos, StagedRow, StagingName};
 use crate::checksum::Checksum;
 use crate::failpoint;
-use crate::filestore::{self, Latch, StagingWriter};
+use crate::filestore::{self, FileId, Latch, StagingWriter};
 use crate::index::Seq;
 use crate::sys::content as sys;
 use crate::sys::file::copy_range;
@@ -135,9 +135,9 @@ impl Vfs {
             }
             (Serving::Idle, None) if self.left_mapping(&self.store.latch(&sum), inode.ino)? => {
                 let blob = self.store.open_blob(&sum, inode.size)?;
-                let file_ino = blob.file_ino().ok_or(filestore::Error::NotLocal(sum))?;
+                let file_id = blob.file_id().ok_or(filestore::Error::NotLocal(sum))?;
                 let name = self.next_staging()?;
-                self.take_over(&sum, name, file_ino)?;
+                self.take_over(&sum, name, file_id)?;
                 name
             }
             (Serving::Idle | Serving::Daemon, None) => self.copy_for_writing(&sum, inode.size, keep)?,
@@ -146,13 +146,13 @@ impl Vfs {
                     Source::Staging(name) => name,
                     Source::Blob(_) => self.next_staging()?,
                 };
-                self.take_over(&sum, name, backing.file_ino)?;
+                self.take_over(&sum, name, backing.file_id)?;
                 name
             }
         };
         // A crash here leaves the blob's bytes as they were, and a staging file without a row.
         failpoint::hit("dirty.copied");
-        let row = self.staged_row(inode, file);
+        let row = self.staged_row(inode, file)?;
         if let Serving::Passthrough(backing) = &mut node.serving {
             backing.source = Source::Staging(file);
             backing.owns = None;
@@ -185,19 +185,11 @@ impl Vfs {
     }
 
     /// The `staged` row of a version that starts as `inode` is.
-    pub(super) fn staged_row(&self, inode: &Inode, file: StagingName) -> StagedRow {
-        let id = &self.options.mount_id;
-        StagedRow {
-            ino: inode.ino,
-            file,
-            boot: id.boot,
-            mount: id.mount,
-            forced: false,
-            checksum: None,
-            mtime: inode.mtime,
-            ctime: inode.ctime,
-            failed: None,
-        }
+    pub(super) fn staged_row(&self, inode: &Inode, file: StagingName) -> Result<StagedRow> {
+        let MountId { boot, mount } = self.store.mount_of(file)?;
+        let Inode { ino, mtime, ctime, .. } = *inode;
+        let (forced, checksum, failed) = (false, None, None);
+        Ok(StagedRow { ino, file, boot, mount, forced, checksum, mtime, ctime, failed })
     }
 
     /// A staging file with the first bytes of a blob.
@@ -214,15 +206,15 @@ impl Vfs {
     }
 
     /// Makes the file that the kernel serves by passthrough, a blob's own file perhaps, a staging file of one name.
-    fn take_over(&self, sum: &Checksum, name: StagingName, file_ino: u64) -> Result<()> {
+    fn take_over(&self, sum: &Checksum, name: StagingName, file_id: FileId) -> Result<()> {
         let latch = self.store.latch(sum);
-        self.store.detach(&latch, name)?;
+        self.store.detach(&latch, name, file_id)?;
         // A crash here leaves the blob under its name with a file of its own. Nobody has written to the old one.
         failpoint::hit("swap.detached");
         self.change_hands(sum);
         let writer = self.only_writer(name)?;
         let found = writer.stat().map_err(Error::io(format!("stat staging file {name}")))?;
-        if found.file_ino != file_ino {
+        if found.file_id != file_id {
             // Somebody put another file under the blob's name while the first was open: the kernel's is out of reach.
             self.give_up_staging(name);
             return Err(Error::Swapped(*sum));
@@ -261,7 +253,8 @@ impl Vfs {
     fn make_private(&self, node: &mut Locked<'_>, inode: &Inode) -> Result<()> {
         let Some(staged) = &mut node.staged else { return Ok(()) };
         let name = staged.row.file;
-        if self.store.stat_staging(name)?.links == 1 {
+        let stat = self.store.stat_staging(name)?;
+        if stat.links == 1 {
             return Ok(());
         }
         if let Some(sum) = self.put_from(name)? {
@@ -272,7 +265,7 @@ impl Vfs {
             }
             let other = self.owners.lock().get(&sum).is_some_and(|owner| owner.ino != inode.ino);
             if !other && self.is_blob(&sum, name)? {
-                self.store.detach(&latch, name)?;
+                self.store.detach(&latch, name, stat.file_id)?;
                 // A crash here leaves the staged version in a file of one name, and a blob that the index may not know.
                 failpoint::hit("private.detached");
                 self.change_hands(&sum);
@@ -300,7 +293,8 @@ impl Vfs {
         drop(new);
         // A crash here leaves the row with the old file: the copy is discarded.
         failpoint::hit("restage.copied");
-        let moved = StagedRow { file: name, ..row.clone() };
+        let MountId { boot, mount } = self.store.mount_of(name)?;
+        let moved = StagedRow { file: name, boot, mount, ..row.clone() };
         let committed = copied
             .and_then(|()| if row.forced { Ok(self.store.force_staging(&[name])?) } else { Ok(()) })
             .and_then(|()| self.commit(&[Change::Stage(moved.clone())]));
@@ -364,7 +358,7 @@ impl Vfs {
         let Some(size) = self.store.stat_blob(sum)? else { return Ok(false) };
         let staged = self.store.open_staging(name)?;
         let staged = staged.stat().map_err(Error::io(format!("stat staging file {name}")))?;
-        Ok(staged.size == size && self.store.open_blob(sum, size)?.file_ino() == Some(staged.file_ino))
+        Ok(staged.size == size && self.store.open_blob(sum, size)?.file_id() == Some(staged.file_id))
     }
 
     /// Unlinks a blob that is this staging file, unless a commit knows it; whether it did.

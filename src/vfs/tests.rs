@@ -39,7 +39,6 @@ fn options(passthrough: bool) -> Options {
         sync_names: false,
         backlog_bytes_max: u64::MAX,
         backlog_files_max: u64::MAX,
-        mount_id: MountId { boot: [1; 16], mount: [2; 16] },
     }
 }
 
