@@ -68,6 +68,8 @@ pub const NAMES: &[&str] = &[
     "detach.renamed",
     "detach.forced",
     // Copies.
+    "shards.put",
+    "shards.mended",
     "db.put",
     "db.committed",
     "copy.made",

@@ -85,6 +85,26 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// Something was found nowhere, and may be where nobody can look now.
+    #[error("{what} is not on the shards that can be reached, and {} cannot be: {why}", dir.display())]
+    Away {
+        /// What was looked for.
+        what: String,
+        /// The shard that is away.
+        dir: PathBuf,
+        /// Why it is.
+        why: String,
+    },
+    /// A blob could not be stored as often as it has to be.
+    #[error("{made} of {needed} copies could be made: {why}")]
+    TooFewCopies {
+        /// Copies made.
+        made: usize,
+        /// Copies without which the put fails.
+        needed: usize,
+        /// What the others failed by.
+        why: String,
+    },
     /// Blobs are made by linking, which this file system cannot.
     #[error("the file system of {} has no hard links: place the filestore on another", dir.display())]
     NoHardLinks {

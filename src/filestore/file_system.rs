@@ -488,6 +488,7 @@ impl Provider for FileSystem {
             reflink: self.reflink,
             health: failing.map_or(Health::Up, Health::Failing),
             space: space.ok(),
+            owed: 0,
             children: Vec::new(),
         }
     }

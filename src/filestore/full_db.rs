@@ -304,6 +304,7 @@ impl Provider for FullDb {
             reflink: false,
             health: failing.map_or(Health::Up, Health::Failing),
             space: space.ok(),
+            owed: 0,
             children: Vec::new(),
         }
     }

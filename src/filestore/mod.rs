@@ -16,6 +16,7 @@ mod latch;
 #[cfg(test)]
 mod laws;
 mod provider;
+pub mod sharding;
 mod staging;
 mod volume;
 
@@ -32,7 +33,7 @@ pub use error::{Error, Result};
 pub use file_system::{FileSystem, Options};
 pub use full_db::FullDb;
 pub use latch::Latch;
-pub use provider::{Found, Health, Offer, Listed, Provider, ProviderStatus, Space, Staged, Visit};
+pub use provider::{Found, Health, Listed, Mended, Offer, Provider, ProviderStatus, Space, Staged, Visit};
 pub use staging::{StagingDir, StagingReader, StagingStat, StagingWriter};
 
 use crate::change::{MountId, StagingName};
@@ -228,6 +229,17 @@ impl Filestore {
     /// visitor is an error.
     pub fn list(&self, after: Option<&Checksum>, visit: &mut Visit<'_>) -> Result<()> {
         self.provider.list(after, visit)
+    }
+
+    /// Makes as many good copies of a blob as there should be, and no more.
+    pub fn mend(&self, sum: &Checksum) -> Result<Mended> {
+        let _latch = self.latches.take(*sum);
+        self.provider.mend(sum)
+    }
+
+    /// Blobs after `after` that are known to need `mend`, in order, at most `limit`.
+    pub fn owed(&self, after: Option<&Checksum>, limit: usize) -> Vec<Checksum> {
+        self.provider.owed(after, limit)
     }
 
     /// SHA-1 and BLAKE3 of a blob's bytes as they are stored; `None` when it is absent.

@@ -70,6 +70,16 @@ pub trait Provider: fmt::Debug + Send + Sync + 'static {
     /// A listing that could not be finished is an error, never a short list.
     fn list(&self, after: Option<&Checksum>, visit: &mut Visit<'_>) -> Result<()>;
 
+    /// Makes as many good copies of a blob as there should be, and no more. The caller holds the latch of the checksum.
+    fn mend(&self, _sum: &Checksum) -> Result<Mended> {
+        Ok(Mended::default())
+    }
+
+    /// Blobs after `after` that are known to need `mend`, in order, at most `limit`.
+    fn owed(&self, _after: Option<&Checksum>, _limit: usize) -> Vec<Checksum> {
+        Vec::new()
+    }
+
     /// How it does; answers at once.
     fn status(&self) -> ProviderStatus;
 }
@@ -101,6 +111,15 @@ pub struct Offer {
     pub name: StagingName,
     /// Its size when it was hashed.
     pub size: u64,
+}
+
+/// What `mend` did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Mended {
+    /// Copies made, or made anew.
+    pub copied: u64,
+    /// Surplus copies removed.
+    pub removed: u64,
 }
 
 /// What a listing shows.
@@ -135,6 +154,8 @@ pub struct ProviderStatus {
     pub space: Option<Space>,
     /// Whether it works.
     pub health: Health,
+    /// Blobs that have fewer copies than they should.
+    pub owed: u64,
     /// The providers below it.
     pub children: Vec<ProviderStatus>,
 }

@@ -166,6 +166,11 @@ impl StagingDir {
             .doing("change the mode of", self.volume.at(path))
     }
 
+    /// Whether it has a staging file of this name.
+    pub fn holds(&self, name: StagingName) -> Result<bool> {
+        Ok(self.volume.stat(&staging_path(name))?.is_some())
+    }
+
     /// What stat(2) knows of a staging file.
     pub fn stat(&self, name: StagingName) -> Result<StagingStat> {
         let path = staging_path(name);

@@ -96,6 +96,8 @@ fn store_errno(error: &filestore::Error) -> Errno {
         | filestore::Error::Foreign { .. }
         | filestore::Error::NotADepotDirectory { .. }
         | filestore::Error::Altered(_)
+        | filestore::Error::Away { .. }
+        | filestore::Error::TooFewCopies { .. }
         | filestore::Error::NotLocal(_)
         | filestore::Error::NoHardLinks { .. } => Errno::EIO,
     }

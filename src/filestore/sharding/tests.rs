@@ -1,0 +1,340 @@
+//! Shards that are lost, broken, full, slow to come back: what stays readable, what is owed, what is mended.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use super::super::laws::{bytes_of, fresh_name, hold_for, open, put, staged, sum_of};
+use super::super::{FileSystem, Options as FileOptions};
+use super::*;
+
+const ID: [u8; 16] = [7; 16];
+
+/// A provider whose disk breaks when it is told to.
+#[derive(Debug)]
+struct Breakable {
+    inner: FileSystem,
+    reads: AtomicBool,
+    writes: AtomicBool,
+}
+
+impl Breakable {
+    fn check(&self, broken: &AtomicBool) -> Result<()> {
+        if broken.load(Ordering::SeqCst) {
+            let source = io::Error::from_raw_os_error(libc::EIO);
+            return Err(Error::Io { doing: "use", path: "broken".into(), source });
+        }
+        Ok(())
+    }
+}
+
+impl Provider for Breakable {
+    fn open(&self, sum: &Checksum, size: Option<u64>) -> Result<Option<Blob>> {
+        self.check(&self.reads)?;
+        self.inner.open(sum, size)
+    }
+    fn stat(&self, sum: &Checksum) -> Result<Option<u64>> {
+        self.check(&self.reads)?;
+        self.inner.stat(sum)
+    }
+    fn locate(&self, sum: &Checksum) -> Result<Vec<Found>> {
+        self.check(&self.reads)?;
+        self.inner.locate(sum)
+    }
+    fn stage(&self) -> Result<Arc<StagingDir>> {
+        self.check(&self.writes)?;
+        self.inner.stage()
+    }
+    fn staging(&self, name: StagingName) -> Result<Arc<StagingDir>> {
+        self.check(&self.reads)?;
+        self.inner.staging(name)
+    }
+    fn staging_dirs(&self) -> Vec<Arc<StagingDir>> {
+        self.inner.staging_dirs()
+    }
+    fn put(&self, batch: &[(Checksum, Offer)]) -> Result<()> {
+        self.check(&self.writes)?;
+        self.inner.put(batch)
+    }
+    fn put_copy(&self, sum: &Checksum, blob: &Blob) -> Result<()> {
+        self.check(&self.writes)?;
+        self.inner.put_copy(sum, blob)
+    }
+    fn detach(&self, sum: &Checksum, name: StagingName, file: FileId) -> Result<()> {
+        self.check(&self.writes)?;
+        self.inner.detach(sum, name, file)
+    }
+    fn remove(&self, sum: &Checksum) -> Result<bool> {
+        self.check(&self.writes)?;
+        self.inner.remove(sum)
+    }
+    fn force_removed(&self, sums: &[Checksum]) -> Result<()> {
+        self.inner.force_removed(sums)
+    }
+    fn list(&self, after: Option<&Checksum>, visit: &mut Visit<'_>) -> Result<()> {
+        self.check(&self.reads)?;
+        self.inner.list(after, visit)
+    }
+    fn status(&self) -> ProviderStatus {
+        self.inner.status()
+    }
+}
+
+/// How a chain of shards is to be.
+#[derive(Clone, Copy)]
+struct Plan {
+    shards: usize,
+    redundancy: usize,
+    lenient_limit: usize,
+    /// The number of a shard that is drained.
+    drained: Option<usize>,
+}
+
+const TWO_OF_THREE: Plan = Plan { shards: 3, redundancy: 2, lenient_limit: 1, drained: None };
+
+struct Fixture {
+    dir: tempfile::TempDir,
+    disks: Vec<Arc<Breakable>>,
+    sharding: Sharding,
+}
+
+impl Fixture {
+    fn new(plan: Plan) -> Fixture {
+        Fixture::over(tempfile::tempdir().unwrap(), plan)
+    }
+
+    fn over(dir: tempfile::TempDir, plan: Plan) -> Fixture {
+        let at = |i: usize| dir.path().join(format!("shard{i}"));
+        let disk = |i: usize| {
+            FileSystem::create(&at(i), ID, &FileOptions::default()).unwrap();
+            let inner = FileSystem::open(&at(i), ID, &FileOptions::default()).unwrap();
+            Arc::new(Breakable { inner, reads: AtomicBool::new(false), writes: AtomicBool::new(false) })
+        };
+        let disks: Vec<Arc<Breakable>> = (0..plan.shards).map(disk).collect();
+        let shard = |(i, disk): (usize, &Arc<Breakable>)| {
+            let (disk, enabled) = (Arc::clone(disk), plan.drained != Some(i));
+            let opener: Opener = Box::new(move || {
+                disk.check(&disk.reads)?;
+                Ok(disk.clone())
+            });
+            Shard::new(at(i), format!("zone{}", i % 2), enabled, Duration::from_millis(20), opener)
+        };
+        let shards = disks.iter().enumerate().map(shard).collect();
+        let own = dir.path().join("sharding");
+        Sharding::create(&own, ID).unwrap();
+        let Plan { redundancy, lenient_limit, .. } = plan;
+        let choice = Choice::new(Write::RoundRobin, None, None);
+        let sharding =
+            Sharding::open(&own, ID, shards, Options { redundancy, lenient_limit, choice }).unwrap();
+        Fixture { dir, disks, sharding }
+    }
+
+    fn reopened(self, plan: Plan) -> Fixture {
+        let Fixture { dir, disks, sharding } = self;
+        drop((disks, sharding));
+        Fixture::over(dir, plan)
+    }
+
+    fn holders(&self, sum: &Checksum) -> Vec<usize> {
+        (0..self.disks.len()).filter(|i| self.disks[*i].inner.stat(sum).unwrap().is_some()).collect()
+    }
+
+    fn path(&self, i: usize, sum: &Checksum) -> std::path::PathBuf {
+        let name = sum.to_string();
+        self.dir.path().join(format!("shard{i}")).join(&name[..2]).join(name)
+    }
+
+    fn break_disk(&self, i: usize, broken: bool) {
+        self.disks[i].reads.store(broken, Ordering::SeqCst);
+        self.disks[i].writes.store(broken, Ordering::SeqCst);
+        if !broken {
+            std::thread::sleep(Duration::from_millis(25));
+        }
+    }
+
+    /// Fills the blob's file on one shard with other bytes.
+    fn spoil(&self, i: usize, sum: &Checksum, bytes: &[u8]) {
+        std::fs::remove_file(self.path(i, sum)).unwrap();
+        std::fs::write(self.path(i, sum), bytes).unwrap();
+    }
+}
+
+fn laws_of(plan: Plan) {
+    hold_for(|| {
+        let Fixture { dir, sharding, .. } = Fixture::new(plan);
+        (dir, Arc::new(sharding))
+    });
+}
+
+#[test]
+fn the_laws_hold() {
+    laws_of(Plan { shards: 1, redundancy: 1, lenient_limit: 0, drained: None });
+    laws_of(Plan { shards: 2, redundancy: 1, lenient_limit: 1, drained: None });
+    laws_of(TWO_OF_THREE);
+    laws_of(Plan { shards: 3, redundancy: 3, lenient_limit: 0, drained: None });
+}
+
+#[test]
+fn blobs_are_spread_with_as_many_copies_as_asked_for() {
+    let fixture = Fixture::new(TWO_OF_THREE);
+    let mut on = [0; 3];
+    for i in 0..30_u8 {
+        let holders = fixture.holders(&put(&fixture.sharding, &[i; 100]));
+        assert_eq!(holders.len(), 2);
+        holders.into_iter().for_each(|i| on[i] += 1);
+    }
+    assert!(on.iter().all(|count| *count >= 10), "{on:?}");
+    assert_eq!(fixture.sharding.status().owed, 0);
+}
+
+#[test]
+fn a_broken_shard_is_owed_its_copies() {
+    let fixture = Fixture::new(Plan { shards: 2, ..TWO_OF_THREE });
+    let before = put(&fixture.sharding, b"before");
+    fixture.break_disk(1, true);
+    let during = put(&fixture.sharding, b"during");
+    assert_eq!(fixture.holders(&during), [0]);
+    assert_eq!(bytes_of(&open(&fixture.sharding, &before).unwrap()), b"before");
+    assert_eq!(fixture.sharding.owed(None, 9), [during]);
+    assert!(matches!(fixture.sharding.status().children[1].health, Health::Failing(_)));
+    // Nothing is said to be absent that may be there.
+    let absent = sum_of(b"never put");
+    assert!(matches!(fixture.sharding.stat(&absent), Err(Error::Away { .. } | Error::Io { .. })));
+    assert!(matches!(fixture.sharding.open(&absent, None), Err(Error::Away { .. } | Error::Io { .. })));
+    let listing = fixture.sharding.list(None, &mut |_| std::ops::ControlFlow::Continue(()));
+    assert!(listing.is_err(), "a listing that lacks a shard");
+
+    let fixture = fixture.reopened(Plan { shards: 2, ..TWO_OF_THREE });
+    assert_eq!(fixture.sharding.owed(None, 9), [during], "over a restart");
+    assert_eq!(fixture.sharding.mend(&during).unwrap(), Mended { copied: 1, removed: 0 });
+    assert_eq!(fixture.holders(&during), [0, 1]);
+    assert_eq!(fixture.sharding.owed(None, 9), []);
+    assert_eq!(fixture.sharding.stat(&absent).unwrap(), None);
+}
+
+#[test]
+fn a_shard_that_comes_back_is_used_again() {
+    let fixture = Fixture::new(Plan { shards: 2, ..TWO_OF_THREE });
+    fixture.break_disk(0, true);
+    assert_eq!(fixture.holders(&put(&fixture.sharding, b"without it")), [1]);
+    fixture.break_disk(0, false);
+    assert_eq!(fixture.holders(&put(&fixture.sharding, b"with it")), [0, 1]);
+}
+
+#[test]
+fn below_the_lenient_limit_nothing_is_left() {
+    let fixture = Fixture::new(Plan { lenient_limit: 0, ..TWO_OF_THREE });
+    fixture.disks[1].writes.store(true, Ordering::SeqCst);
+    fixture.disks[2].writes.store(true, Ordering::SeqCst);
+    let old = {
+        let fresh = staged(&fixture.disks[0].inner, b"there already");
+        fixture.disks[0].put(std::slice::from_ref(&fresh)).unwrap();
+        fresh.0
+    };
+    let name = fresh_name();
+    let from = fixture.disks[0].inner.stage().unwrap();
+    from.create(name).unwrap().write_at(b"new", 0).unwrap();
+    let again = staged(&fixture.disks[0].inner, b"there already");
+    let batch = [(sum_of(b"new"), Offer { from: Arc::clone(&from), name, size: 3 }), again];
+    let error = fixture.sharding.put(&batch).unwrap_err();
+    assert!(matches!(error, Error::TooFewCopies { made: 1, needed: 2, .. }), "{error}");
+    assert_eq!(fixture.holders(&sum_of(b"new")), [0; 0]);
+    assert_eq!(fixture.holders(&old), [0], "what stood before stands");
+    from.open_writer(name).unwrap().write_at(b"NEW", 0).unwrap();
+    assert_eq!(fixture.sharding.owed(None, 9), []);
+}
+
+#[test]
+fn bad_copies_are_not_passed_on_and_are_replaced() {
+    let fixture = Fixture::new(TWO_OF_THREE);
+    let sum = put(&fixture.sharding, b"good bytes");
+    let holders = fixture.holders(&sum);
+    // Cut: the other one is read, and the bad one replaced.
+    fixture.spoil(holders[0], &sum, b"good");
+    for _ in 0..6 {
+        let blob = fixture.sharding.open(&sum, Some(10)).unwrap().unwrap();
+        assert_eq!(bytes_of(&blob), b"good bytes");
+    }
+    assert_eq!(fixture.sharding.owed(None, 9), [sum]);
+    assert_eq!(fixture.sharding.mend(&sum).unwrap(), Mended { copied: 1, removed: 0 });
+    assert_eq!(std::fs::read(fixture.path(holders[0], &sum)).unwrap(), b"good bytes");
+    // Lost on one shard and altered on the other: nothing to copy from.
+    std::fs::remove_file(fixture.path(holders[0], &sum)).unwrap();
+    fixture.spoil(holders[1], &sum, b"evil bytes");
+    assert!(matches!(fixture.sharding.mend(&sum), Err(Error::Altered(found)) if found == sum));
+    assert_eq!(fixture.holders(&sum), [holders[1]]);
+}
+
+#[test]
+fn a_lost_copy_is_noticed_by_reading() {
+    let fixture = Fixture::new(Plan { shards: 2, ..TWO_OF_THREE });
+    let sum = put(&fixture.sharding, b"some bytes");
+    std::fs::remove_file(fixture.path(1, &sum)).unwrap();
+    for _ in 0..2 {
+        assert_eq!(bytes_of(&open(&fixture.sharding, &sum).unwrap()), b"some bytes");
+    }
+    assert_eq!(fixture.sharding.owed(None, 9), [sum]);
+    fixture.sharding.mend(&sum).unwrap();
+    assert_eq!(fixture.holders(&sum), [0, 1]);
+}
+
+#[test]
+fn blobs_may_be_moved_between_shards_by_hand() {
+    let fixture = Fixture::new(Plan { shards: 2, redundancy: 1, lenient_limit: 1, drained: None });
+    let sums: Vec<Checksum> = (0..8).map(|i| put(&fixture.sharding, &[i; 50])).collect();
+    for sum in &sums {
+        let from = fixture.holders(sum)[0];
+        let to = fixture.path(1 - from, sum);
+        std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+        std::fs::rename(fixture.path(from, sum), to).unwrap();
+        assert_eq!(bytes_of(&open(&fixture.sharding, sum).unwrap()).len(), 50);
+    }
+    assert_eq!(fixture.sharding.owed(None, 99), []);
+}
+
+#[test]
+fn surplus_copies_go_and_a_drained_shard_empties() {
+    let all = Plan { shards: 3, redundancy: 3, lenient_limit: 0, drained: None };
+    let fixture = Fixture::new(all);
+    let sum = put(&fixture.sharding, b"everywhere");
+    let fixture = fixture.reopened(Plan { redundancy: 2, ..all });
+    let reader = open(&fixture.disks[0].inner, &sum).unwrap();
+    assert_eq!(fixture.sharding.mend(&sum).unwrap(), Mended { copied: 0, removed: 1 });
+    assert_eq!(fixture.holders(&sum).len(), 2);
+    assert!(fixture.holders(&sum).contains(&0), "one that is in use stays");
+    drop(reader);
+
+    let drained = fixture.holders(&sum)[0];
+    let fixture = fixture.reopened(Plan { redundancy: 2, drained: Some(drained), ..all });
+    assert_eq!(bytes_of(&open(&fixture.sharding, &sum).unwrap()), b"everywhere");
+    assert_eq!(fixture.sharding.mend(&sum).unwrap(), Mended { copied: 1, removed: 1 });
+    assert!(!fixture.holders(&sum).contains(&drained));
+    assert_eq!(fixture.holders(&sum).len(), 2);
+    let new = put(&fixture.sharding, b"new");
+    assert!(!fixture.holders(&new).contains(&drained));
+}
+
+#[test]
+fn a_staging_file_on_a_shard_that_is_away_is_not_absent() {
+    let fixture = Fixture::new(TWO_OF_THREE);
+    let name = fresh_name();
+    let dir = fixture.sharding.stage().unwrap();
+    dir.create(name).unwrap();
+    let i = (0..3).find(|i| Arc::ptr_eq(&fixture.disks[*i].inner.stage().unwrap(), &dir)).unwrap();
+    assert!(Arc::ptr_eq(&fixture.sharding.staging(name).unwrap(), &dir));
+    fixture.break_disk(i, true);
+    assert!(fixture.sharding.staging(name).is_err_and(|error| !error.is_absent()));
+    fixture.break_disk(i, false);
+    assert!(Arc::ptr_eq(&fixture.sharding.staging(name).unwrap(), &dir));
+}
+
+#[test]
+fn the_nearest_zone_is_read_and_written_first() {
+    let mut fixture = Fixture::new(Plan { shards: 4, redundancy: 2, lenient_limit: 1, drained: None });
+    fixture.sharding.choice = Choice::new(Write::FreeSpace, Some("zone1".into()), Some("zone1".into()));
+    for i in 0..5_u8 {
+        let sum = put(&fixture.sharding, &[i; 10]);
+        assert_eq!(fixture.holders(&sum), [1, 3]);
+        assert!([1, 3].contains(&fixture.sharding.choice.to_read(&fixture.sharding.shards)[0]));
+    }
+}
