@@ -262,12 +262,7 @@ impl Vfs {
 
     /// A file that was opened for writing and not written goes back to its blob without being read. `unopened`: nobody has had
     /// it open since it had been opened so often, and whether it was mapped then.
-    fn revert_unchanged(
-        &self,
-        ino: Ino,
-        file: StagingName,
-        unopened: Option<(u64, bool)>,
-    ) -> Result<bool> {
+    fn revert_unchanged(&self, ino: Ino, file: StagingName, unopened: Option<(u64, bool)>) -> Result<bool> {
         let Some(mut node) = self.nodes.existing(ino) else { return Ok(false) };
         let inode = self.inode(ino)?;
         let Some(staged) = &node.staged else { return Ok(false) };
