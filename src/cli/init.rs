@@ -12,6 +12,7 @@ use anyhow::{Context, bail};
 
 use self::traces::{BACKUP, MARKER, Traces};
 use super::{Exit, Outcome};
+use crate::config::keys::DEPOT;
 use crate::config::{self, Config, Values};
 use crate::daemon::lock::{self, Holder};
 use crate::daemon::places;
@@ -27,6 +28,7 @@ use crate::sys::mountinfo;
   depotfs init /srv/depot
   depotfs init /srv/depot --set index=/ssd/depot-index --set file-system.dir=/raid/blobs
   depotfs init /srv/depot --set durability=close
+  depotfs init /srv/depot --set chain=full-db     provider by provider, in place of --template
 
 The keys are explained in the depot.toml that is written.")]
 pub struct Args {
@@ -45,7 +47,7 @@ pub fn run(args: Args, out: &mut dyn Write) -> Outcome {
     let template = args.template.map(|name| format!("template={name}"));
     for assignment in template.iter().chain(&args.settings) {
         let (key, value) =
-            config::assignment(assignment).map_err(|why| super::exit::stop(Exit::Usage, why))?;
+            config::assignment(DEPOT, assignment).map_err(|why| super::exit::stop(Exit::Usage, why))?;
         values.insert(key, value);
     }
     let shown = args.depot.display();

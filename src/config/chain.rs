@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::keys::DEPOT;
-use super::{Values, nearest::suggestion};
+use super::keys::brief;
+use super::nearest::suggestion;
+use super::{Problem, Values};
 
 /// A chain that has a name.
 #[derive(Debug)]
@@ -22,6 +23,31 @@ pub const TEMPLATES: &[Template] = &[
 
 /// Their names.
 pub const NAMES: &[&str] = &["file-system", "full-db-direct"];
+
+/// The template of a depot.toml that says nothing, and its only provider.
+pub(super) const DEFAULT: &str = "file-system";
+
+/// What a chain may be made of.
+#[derive(Debug)]
+pub struct Provider {
+    /// As depot.toml says it, and the name of the section with its keys.
+    pub name: &'static str,
+    /// Where it may stand.
+    pub place: Place,
+}
+
+/// Where in a chain a provider stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// At the end: it keeps the blobs itself.
+    Leaf,
+    /// Over one other.
+    Layer,
+}
+
+/// Every provider.
+pub const PROVIDERS: &[Provider] =
+    &[Provider { name: "file-system", place: Place::Leaf }, Provider { name: "full-db", place: Place::Leaf }];
 
 /// A provider of the chain, with what its section says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +79,14 @@ pub struct FullDb {
 }
 
 impl Layer {
+    /// The provider's name, which is that of its section.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Layer::FileSystem(_) => "file-system",
+            Layer::FullDb(_) => "full-db",
+        }
+    }
+
     /// The directory where it keeps what it has on this host.
     pub fn dir(&self) -> &Path {
         match self {
@@ -62,41 +96,201 @@ impl Layer {
     }
 }
 
-/// The template of this name, which the table of keys has checked.
-pub fn template(name: &str) -> Result<&'static Template, String> {
-    TEMPLATES
-        .iter()
-        .find(|template| template.name == name)
-        .ok_or_else(|| format!("there is no template \"{name}\"{}", suggestion(name, NAMES.iter().copied())))
+/// What a depot.toml chooses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Chosen {
+    /// The template; `None`: a chain of its own.
+    pub template: Option<&'static str>,
+    /// The providers, outermost first.
+    pub providers: Vec<&'static str>,
 }
 
-/// Refuses a key of a provider that the chain does not have: whoever set it believes that it does something.
-pub fn refuse_others(chain: &[&str], values: &Values) -> Result<(), String> {
-    let section = |name: &'static str| name.rsplit_once('.').map(|(section, _)| section);
-    let is_provider = |name: &str| TEMPLATES.iter().any(|template| template.chain.contains(&name));
-    for key in DEPOT.iter().filter(|key| values.contains_key(key.name)) {
-        let Some(section) = section(key.name) else { continue };
-        if is_provider(section) && !chain.contains(&section) {
-            return Err(format!(
-                "\"{}\" is set, and the chain has no {section}: it is {}",
-                key.name,
-                chain.join(" > ")
-            ));
+impl Chosen {
+    /// What these values choose, by `template` or by `chain`.
+    pub fn of(values: &Values) -> Result<Chosen, Problem> {
+        let problem = |text: String| Problem::new("chain", text);
+        let Some(chain) = values.get("chain") else {
+            let template = template(values.get("template").unwrap_or(DEFAULT));
+            let template = template.map_err(|why| Problem::new("template", format!("template: {why}")))?;
+            return Ok(Chosen { template: Some(template.name), providers: template.chain.to_vec() });
+        };
+        if values.contains_key("template") {
+            let text = "\"template\" and \"chain\" are both set, and each says where the blobs are kept: take out one of them";
+            return Err(problem(text.into()));
+        }
+        let providers = parse(PROVIDERS, chain).map_err(|why| problem(format!("chain: {why}")))?;
+        Ok(Chosen { template: None, providers })
+    }
+
+    /// Whether keys of this section mean something: a provider's do if the chain has it.
+    pub fn uses(&self, section: &str) -> bool {
+        self.providers.contains(&section) || !PROVIDERS.iter().any(|provider| provider.name == section)
+    }
+
+    /// Keys of providers that the chain does not have: whoever set one believes that it does something.
+    pub fn unused(&self, values: &Values) -> Vec<Problem> {
+        let section = |name: &str| name.split_once('.').map(|(section, _)| section.to_owned());
+        let unused = |name: &str| {
+            let section = section(name).filter(|section| !self.uses(section))?;
+            let chain = self.providers.join(" > ");
+            Some(Problem::new(
+                name,
+                format!("\"{name}\" is set, and the chain has no {section}: it is {chain}"),
+            ))
+        };
+        values.iter().filter_map(|(name, _)| unused(name)).collect()
+    }
+}
+
+/// The template of this name.
+fn template(name: &str) -> Result<&'static Template, String> {
+    TEMPLATES.iter().find(|template| template.name == name).ok_or_else(|| {
+        format!("there is no template \"{}\"{}", brief(name), suggestion(name, NAMES.iter().copied()))
+    })
+}
+
+/// The providers that a text with commas names.
+pub(super) fn names(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',').map(str::trim)
+}
+
+/// The chain that a text with commas names, which is one that works.
+pub(super) fn parse(providers: &'static [Provider], text: &str) -> Result<Vec<&'static str>, String> {
+    if text.trim().is_empty() {
+        return Err(format!("an empty chain keeps no blobs: name providers, of {}", known(providers)));
+    }
+    let chain = names(text).map(|name| provider(providers, name)).collect::<Result<Vec<_>, _>>()?;
+    for (at, provider) in chain.iter().enumerate() {
+        let name = provider.name;
+        if chain[..at].iter().any(|before| before.name == name) {
+            return Err(format!("\"{name}\" stands in the chain twice: name it once"));
+        }
+        match (provider.place, at + 1 == chain.len()) {
+            (Place::Leaf, true) | (Place::Layer, false) => {}
+            (Place::Leaf, false) => {
+                return Err(format!(
+                    "\"{name}\" keeps the blobs itself and cannot stand over \"{}\": put it last, or leave out what follows",
+                    chain[at + 1].name
+                ));
+            }
+            (Place::Layer, true) => {
+                let leaves: Vec<&str> = leaves(providers).collect();
+                return Err(format!(
+                    "\"{name}\" is a layer over another provider and cannot be the last: end the chain with one of \"{}\"",
+                    leaves.join("\", \"")
+                ));
+            }
         }
     }
-    Ok(())
+    Ok(chain.iter().map(|provider| provider.name).collect())
+}
+
+fn leaves(providers: &[Provider]) -> impl Iterator<Item = &str> {
+    providers.iter().filter(|provider| provider.place == Place::Leaf).map(|provider| provider.name)
+}
+
+/// The names of all providers, in quotes.
+pub(super) fn known(providers: &[Provider]) -> String {
+    let names: Vec<&str> = providers.iter().map(|provider| provider.name).collect();
+    format!("\"{}\"", names.join("\", \""))
+}
+
+fn provider(providers: &'static [Provider], name: &str) -> Result<&'static Provider, String> {
+    providers.iter().find(|provider| provider.name == name).ok_or_else(|| {
+        let names = providers.iter().map(|provider| provider.name);
+        match suggestion(name, names) {
+            nearest if nearest.is_empty() => {
+                format!("there is no provider \"{}\": there are {}", brief(name), known(providers))
+            }
+            nearest => format!("there is no provider \"{}\"{nearest}", brief(name)),
+        }
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::keys::DEPOT;
     use super::*;
+    use proptest::prelude::*;
+
+    const ALL: &[Provider] = &[
+        Provider { name: "cache", place: Place::Layer },
+        Provider { name: "retry", place: Place::Layer },
+        Provider { name: "file-system", place: Place::Leaf },
+        Provider { name: "full-db", place: Place::Leaf },
+    ];
 
     #[test]
-    fn every_template_is_named_and_every_provider_has_keys() {
+    fn every_template_is_named_and_is_a_chain_of_providers_with_keys() {
         assert_eq!(TEMPLATES.iter().map(|template| template.name).collect::<Vec<_>>(), NAMES);
-        for provider in TEMPLATES.iter().flat_map(|template| template.chain) {
-            assert!(DEPOT.iter().any(|key| key.name.starts_with(&format!("{provider}."))), "{provider}");
+        for template in TEMPLATES {
+            assert_eq!(parse(PROVIDERS, &template.chain.join(",")).unwrap(), template.chain);
+        }
+        for provider in PROVIDERS {
+            assert!(DEPOT.iter().any(|key| key.section() == provider.name), "{}", provider.name);
         }
         assert!(template("file-sytem").unwrap_err().contains("\"file-system\""));
+        assert_eq!(template(DEFAULT).unwrap().chain, [DEFAULT]);
+    }
+
+    #[test]
+    fn layers_stand_over_one_leaf() {
+        for good in [&["full-db"][..], &["retry", "full-db"], &["cache", "retry", "file-system"]] {
+            assert_eq!(parse(ALL, &good.join(" , ")).unwrap(), good);
+        }
+    }
+
+    #[test]
+    fn other_chains_are_refused_with_the_reason() {
+        for (text, parts) in [
+            ("", &["empty chain", "\"full-db\""][..]),
+            (" ", &["empty chain"]),
+            (",", &["no provider \"\""]),
+            ("full-db,", &["no provider \"\""]),
+            ("ful-db", &["\"ful-db\"", "nearest known one is \"full-db\""]),
+            ("s3", &["\"s3\"", "there are \"cache\""]),
+            ("Full-DB", &["no provider"]),
+            ("\u{1b}[2J", &["\\u{1b}[2J"]),
+            ("retry", &["\"retry\" is a layer", "\"file-system\", \"full-db\""]),
+            ("cache,retry", &["\"retry\" is a layer"]),
+            ("full-db,retry", &["\"full-db\" keeps the blobs itself", "\"retry\""]),
+            ("file-system,full-db", &["\"file-system\" keeps the blobs itself"]),
+            ("full-db,full-db", &["\"full-db\" keeps the blobs itself"]),
+            ("retry,retry,full-db", &["\"retry\" stands in the chain twice"]),
+        ] {
+            let why = parse(ALL, text).unwrap_err();
+            assert!(parts.iter().all(|part| why.contains(part)), "{text}: {why}");
+        }
+    }
+
+    #[test]
+    fn a_chain_takes_the_place_of_a_template() {
+        let of = |values: &[(&str, &str)]| {
+            let mut all = Values::new();
+            values.iter().for_each(|(key, value)| all.insert(*key, (*value).to_owned()));
+            Chosen::of(&all)
+        };
+        assert_eq!(of(&[]).unwrap().template, Some("file-system"));
+        assert_eq!(of(&[("template", "full-db-direct")]).unwrap().providers, ["full-db"]);
+        assert_eq!(of(&[("chain", "full-db")]), Ok(Chosen { template: None, providers: vec!["full-db"] }));
+        let both = of(&[("chain", "full-db"), ("template", "full-db-direct")]).unwrap_err();
+        assert!(both.key == "chain" && both.text.contains("both set"), "{both}");
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_a_chain_ends_with_its_only_leaf(
+            names in proptest::collection::vec(proptest::sample::select(vec!["cache", "retry", "file-system", "full-db"]), 0..5),
+        ) {
+            let leaves = names.iter().filter(|name| ALL[2..].iter().any(|leaf| leaf.name == **name)).count();
+            let ends = names.last().is_some_and(|name| ALL[2..].iter().any(|leaf| leaf.name == *name));
+            let twice = (1..names.len()).any(|at| names[..at].contains(&names[at]));
+            prop_assert_eq!(parse(ALL, &names.join(",")).is_ok(), leaves == 1 && ends && !twice);
+        }
+
+        #[test]
+        fn no_text_makes_it_panic(text in "[a-z,\\PC-]{0,30}") {
+            let _ = parse(ALL, &text);
+        }
     }
 }

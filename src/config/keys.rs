@@ -3,18 +3,24 @@
 //! Checks, defaults, help and the page docs/configuration.md come from these rows. A new key is a row here and one line
 //! where `Config` is built.
 
+use std::borrow::Cow;
+
 use nix::unistd::{Group, User};
 
 use super::nearest::suggestion;
+use super::{chain, environment, quantity};
+use crate::text;
 
 /// One key.
 #[derive(Debug)]
 pub struct Key {
-    /// Dotted name: the part before the last dot is the section.
+    /// Dotted name: the part before the last dot is the table it stands in. With `[]` behind it there may be several such
+    /// tables, `[[sharding.shard]]` for `sharding.shard[].dir`.
     pub name: &'static str,
     /// What its value may be.
     pub kind: Kind,
-    /// Value when it is not given; `None` for a key that must stand in the file.
+    /// Value when it is not given; `None` for a key that must stand in the file, where its section is a provider's only when
+    /// the chain has that provider.
     pub default: Option<&'static str>,
     /// One sentence for the user.
     pub doc: &'static str,
@@ -35,6 +41,25 @@ pub enum Kind {
     Owner,
     /// A level, or a filter expression such as `info,depotfs=debug`.
     LogFilter,
+    /// Providers, outermost first, with commas between them; an array in TOML.
+    Chain,
+    /// Bytes, such as `5GB`: [`quantity::parse_size`](super::parse_size).
+    Size,
+    /// A time, such as `1h30min`: [`quantity::parse_duration`](super::parse_duration).
+    Duration,
+    /// A whole number.
+    Count {
+        /// The smallest.
+        min: u64,
+        /// The largest.
+        max: u64,
+    },
+    /// Yes or no.
+    Flag,
+    /// Any text; `${NAME}` is an environment variable.
+    Text,
+    /// The same, and never shown.
+    Secret,
 }
 
 /// The words for `durability`, weakest first.
@@ -51,9 +76,16 @@ pub const DEPOT: &[Key] = &[
     },
     Key {
         name: "template",
-        kind: Kind::Choice(super::chain::NAMES),
-        default: Some("file-system"),
-        doc: "The chain of providers that keeps the blobs.",
+        kind: Kind::Choice(chain::NAMES),
+        default: Some(chain::DEFAULT),
+        doc: "The chain of providers that keeps the blobs, by its name.",
+    },
+    Key {
+        name: "chain",
+        kind: Kind::Chain,
+        default: Some(chain::DEFAULT),
+        doc: "The same provider by provider, outermost first, in place of a template; the one that keeps the blobs is the \
+              last.",
     },
     Key {
         name: "index",
@@ -134,16 +166,60 @@ pub const REPOSITORY: &[Key] = &[
     },
 ];
 
-/// The row of `name`, or a message that names the nearest known key.
+impl Key {
+    /// Name of the table it stands in, empty at the top of the file: `file-system`, `sharding.shard[]`.
+    pub fn table(&self) -> &'static str {
+        self.name.rsplit_once('.').map_or("", |(table, _)| table)
+    }
+
+    /// Its name in that table.
+    pub fn own_name(&self) -> &'static str {
+        self.name.rsplit_once('.').map_or(self.name, |(_, name)| name)
+    }
+
+    /// The outermost table it stands in, that of a provider or of another part; empty at the top of the file.
+    pub fn section(&self) -> &'static str {
+        self.name.split_once('.').map_or("", |(section, _)| section)
+    }
+}
+
+/// The row of `name`, which has numbers where the row has `[]`, or a message that names the nearest known key.
 pub fn find(table: &'static [Key], name: &str) -> Result<&'static Key, String> {
-    table.iter().find(|key| key.name == name).ok_or_else(|| {
-        format!("unknown key \"{name}\"{}", suggestion(name, table.iter().map(|key| key.name)))
-    })
+    let (wanted, known) = (row_name(name), |key: &&Key| key.name);
+    if let Some(key) = table.iter().find(|key| known(key) == wanted && !name.contains("[]")) {
+        return Ok(key);
+    }
+    let numbered: Vec<String> = table.iter().map(|key| key.name.replace("[]", "[0]")).collect();
+    let nearest = suggestion(name, numbered.iter().map(String::as_str));
+    Err(format!("unknown key \"{}\"{nearest}", brief(name)))
+}
+
+/// `sharding.shard[2].dir` as the table of keys has it, `sharding.shard[].dir`.
+pub(super) fn row_name(name: &str) -> Cow<'_, str> {
+    let parts = name.split_once('[').and_then(|(list, rest)| Some((list, rest.split_once(']')?)));
+    match parts {
+        // One way to write a number, so that no key has two names.
+        Some((list, (number, rest))) if number.parse::<usize>().is_ok_and(|n| n.to_string() == number) => {
+            format!("{list}[]{rest}").into()
+        }
+        _ => name.into(),
+    }
+}
+
+/// What somebody wrote, for a message: nobody's value fills the screen.
+pub(super) fn brief(value: &str) -> String {
+    const LONGEST: usize = 80;
+    let mut begin: String = value.chars().take(LONGEST).collect();
+    if begin.len() < value.len() {
+        begin.push_str("...");
+    }
+    text::shown(begin.as_bytes())
 }
 
 impl Kind {
     /// Says what is wrong with `value`, if anything is.
     pub fn check(self, value: &str) -> Result<(), String> {
+        let because = |why: String| format!("\"{}\" {why}", brief(value));
         let good = match self {
             Kind::Id => crate::checksum::unhex::<16>(value).is_some(),
             Kind::Choice(words) => words.contains(&value),
@@ -151,8 +227,24 @@ impl Kind {
             Kind::ReadOnlyMode => parse_mode(value).is_some(),
             Kind::Owner => return parse_owner(value).map(|_| ()),
             Kind::LogFilter => return check_filter(value),
+            Kind::Chain => return chain::parse(chain::PROVIDERS, value).map(|_| ()),
+            Kind::Size => return quantity::parse_size(value).map(|_| ()).map_err(because),
+            Kind::Duration => return quantity::parse_duration(value).map(|_| ()).map_err(because),
+            Kind::Count { min, max } => parse_count(value).is_some_and(|n| (min..=max).contains(&n)),
+            Kind::Flag => parse_flag(value).is_some(),
+            Kind::Text | Kind::Secret => return environment::check(value),
         };
-        if good { Ok(()) } else { Err(format!("\"{value}\" is not {}", self.wanted())) }
+        if good { Ok(()) } else { Err(because(format!("is not {}", self.wanted()))) }
+    }
+
+    /// `value` as it is kept, which is one text for one meaning where depot.toml shows it as something else than a text.
+    pub fn normal(self, value: &str) -> Result<String, String> {
+        self.check(value)?;
+        Ok(match self {
+            Kind::Count { .. } => parse_count(value).unwrap_or_default().to_string(),
+            Kind::Chain => chain::names(value).collect::<Vec<_>>().join(","),
+            _ => value.into(),
+        })
     }
 
     /// What a value must be, as the end of "is not ...".
@@ -167,8 +259,26 @@ impl Kind {
             }
             Kind::Owner => "a \"user:group\"".into(),
             Kind::LogFilter => "a log level".into(),
+            Kind::Chain => format!("an array of providers, of {}", chain::known(chain::PROVIDERS)),
+            Kind::Size => quantity::SIZE.into(),
+            Kind::Duration => quantity::DURATION.into(),
+            Kind::Count { min, max: u64::MAX } => format!("a number from {min} on"),
+            Kind::Count { min, max } => format!("a number from {min} to {max}"),
+            Kind::Flag => "true or false".into(),
+            Kind::Text => "a text".into(),
+            Kind::Secret => "a text that is kept secret".into(),
         }
     }
+}
+
+/// A whole number.
+pub fn parse_count(value: &str) -> Option<u64> {
+    value.bytes().all(|byte| byte.is_ascii_digit()).then(|| value.parse().ok())?
+}
+
+/// `true` or `false`.
+pub fn parse_flag(value: &str) -> Option<bool> {
+    value.parse().ok()
 }
 
 /// Permission bits from octal digits (`0440`, `440`, `0o440`); `None` unless the owner may read and nobody may write.
@@ -202,8 +312,8 @@ pub(super) fn parse_owner(value: &str) -> Result<(Option<u32>, Option<u32>), Str
 fn known<T>(what: &str, name: &str, found: nix::Result<Option<T>>) -> Result<T, String> {
     match found {
         Ok(Some(number)) => Ok(number),
-        Ok(None) => Err(format!("there is no {what} \"{name}\"")),
-        Err(error) => Err(format!("{what} \"{name}\" could not be looked up: {error}")),
+        Ok(None) => Err(format!("there is no {what} \"{}\"", brief(name))),
+        Err(error) => Err(format!("{what} \"{}\" could not be looked up: {error}", brief(name))),
     }
 }
 
@@ -222,7 +332,8 @@ fn check_filter(value: &str) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "\"{value}\" is not one of error, warn, info, debug, trace, nor a filter such as \"info,depotfs=debug\""
+        "\"{}\" is not one of error, warn, info, debug, trace, nor a filter such as \"info,depotfs=debug\"",
+        brief(value)
     ))
 }
 
@@ -233,12 +344,13 @@ mod tests {
     #[test]
     fn every_row_is_well_formed() {
         for table in [DEPOT, REPOSITORY] {
+            let mut tables: Vec<&str> = table.iter().map(Key::table).collect();
+            tables.dedup();
             for key in table {
-                assert!(
-                    key.name.bytes().all(|b| b.is_ascii_lowercase() || b"-.".contains(&b)),
-                    "{}",
-                    key.name
-                );
+                // A list has a table of its own in the file, with no other key of its section behind it.
+                let plain = key.name.replacen("[].", ".", 1);
+                assert!(plain.bytes().all(|b| b.is_ascii_lowercase() || b"-.".contains(&b)), "{}", key.name);
+                assert_eq!(tables.iter().filter(|t| **t == key.table()).count(), 1, "{}", key.name);
                 assert!(key.doc.ends_with('.'), "{}", key.name);
                 if let Some(default) = key.default {
                     assert_eq!(key.kind.check(default), Ok(()), "default of {}", key.name);
@@ -256,6 +368,60 @@ mod tests {
             "{text}"
         );
         assert!(find(REPOSITORY, "durability").is_ok());
+    }
+
+    #[test]
+    fn keys_of_several_tables_are_found_by_number() {
+        const TABLE: &[Key] = &[Key { name: "a.shard[].dir", kind: Kind::Path, default: None, doc: "." }];
+        for good in ["a.shard[0].dir", "a.shard[18446744073709551615].dir"] {
+            assert_eq!(find(TABLE, good).unwrap().name, "a.shard[].dir");
+        }
+        for bad in [
+            "a.shard[].dir",
+            "a.shard[00].dir",
+            "a.shard[+1].dir",
+            "a.shard[-1].dir",
+            "a.shard.dir",
+            "a.shard[18446744073709551616].dir",
+            "a.shard[0][1].dir",
+            "a.shard]0[.dir",
+            "a.shard[0.dir",
+            "a.shard[0].dri",
+        ] {
+            let why = find(TABLE, bad).unwrap_err();
+            assert!(why.contains("\"a.shard[0].dir\"") || bad.len() > 20, "{why}");
+        }
+        let key = &TABLE[0];
+        assert_eq!((key.table(), key.own_name(), key.section()), ("a.shard[]", "dir", "a"));
+    }
+
+    #[test]
+    fn counts_flags_and_texts() {
+        let count = Kind::Count { min: 1, max: 64 };
+        assert_eq!(count.normal("064"), Ok("64".into()));
+        for bad in ["0", "65", "", "-1", "+1", "1.0", "x", "99999999999999999999", "１"] {
+            let why = count.check(bad).unwrap_err();
+            assert!(why.contains("a number from 1 to 64"), "{why}");
+        }
+        assert!(Kind::Count { min: 0, max: u64::MAX }.wanted().ends_with("from 0 on"));
+        assert_eq!((parse_flag("true"), parse_flag("false")), (Some(true), Some(false)));
+        for bad in ["", "True", "1", "yes"] {
+            assert!(Kind::Flag.check(bad).unwrap_err().contains("true or false"));
+        }
+        for kind in [Kind::Text, Kind::Secret] {
+            for good in ["", "any \u{1f980}", "${NAME}", "$${"] {
+                assert_eq!(kind.check(good), Ok(()));
+            }
+            assert!(!kind.check("hush ${").unwrap_err().contains("hush"));
+        }
+        assert!(Kind::Size.check("5 GX").unwrap_err().starts_with("\"5 GX\" is not a size"));
+        assert!(Kind::Duration.check("15").unwrap_err().contains("without a unit"));
+    }
+
+    #[test]
+    fn no_value_fills_the_screen() {
+        let why = Kind::Path.check(&format!("\u{1b}{}\0", "ä".repeat(1 << 20))).unwrap_err();
+        assert!(why.len() < 400 && why.contains("\\u{1b}"), "{why}");
     }
 
     #[test]

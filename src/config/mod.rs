@@ -3,20 +3,31 @@
 //! Every key is a row of [`keys::DEPOT`]; unknown keys are refused by name. All paths of a [`Config`] are absolute.
 
 pub mod chain;
+mod effective;
+pub mod environment;
 mod file;
 pub mod keys;
 mod nearest;
+mod quantity;
+mod values;
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-pub use chain::{FileSystem, FullDb, Layer};
-pub use file::{Values, assignment, render};
+pub use chain::{Chosen, FileSystem, FullDb, Layer};
+pub use effective::{Entry, Origin, effective};
+pub use file::{assignment, render};
 pub use nearest::{nearest, suggestion};
+pub use quantity::{parse_duration, parse_size};
+pub use values::{Problem, Values};
 
 /// Name of the configuration file; its presence makes a directory a depot.
 pub const FILE: &str = "depot.toml";
+
+/// More than any depot.toml has.
+const BYTES_MAX: u64 = 1 << 20;
 
 /// A depot.toml that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -99,8 +110,8 @@ pub struct Config {
     pub depot: PathBuf,
     /// The depot's id, 32 lower-case hex digits.
     pub id: String,
-    /// Name of the chain of providers.
-    pub template: String,
+    /// Name of the chain of providers; `None`: depot.toml has a chain of its own.
+    pub template: Option<&'static str>,
     /// Directory of index.db.
     pub index: PathBuf,
     /// What close(2) waits for unless somebody asks for more.
@@ -113,70 +124,144 @@ pub struct Config {
     pub chain: Vec<Layer>,
 }
 
+/// The text of the depot.toml of `depot`.
+pub fn text(depot: &Path) -> Result<String, Error> {
+    let path = depot.join(FILE);
+    read_text(&path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => Error::NotADepot(depot.into()),
+        _ => Error::Read(path, error),
+    })
+}
+
+fn read_text(path: &Path) -> io::Result<String> {
+    // Before it is opened: a pipe would be waited for.
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    let mut text = Vec::new();
+    File::open(path)?.take(BYTES_MAX + 1).read_to_end(&mut text)?;
+    if text.len() as u64 > BYTES_MAX {
+        return Err(io::Error::other("it has more than 1 MiB, so it is not what init or an editor wrote"));
+    }
+    String::from_utf8(text).map_err(|error| {
+        let line = error.as_bytes()[..error.utf8_error().valid_up_to()].split(|byte| *byte == b'\n').count();
+        io::Error::other(format!("line {line} is not UTF-8: {}", error.utf8_error()))
+    })
+}
+
+/// The configuration that the text of a depot.toml makes, as far as it makes one, and all that is wrong with it. What is
+/// wrong stands at its default. A text that is not TOML is the error.
+pub fn examine(depot: &Path, text: &str) -> Result<(Config, Vec<Problem>), Problem> {
+    let (values, mut problems) = file::read(keys::DEPOT, text)?;
+    let (config, more) = Config::assemble(depot, &values, &environment::of_process);
+    // A wrong value was left out, and is not missing as well.
+    let told = |key: &str| problems.iter().any(|problem| problem.concerns(key));
+    let more: Vec<Problem> = more.into_iter().filter(|problem| !told(&problem.key)).collect();
+    problems.extend(more);
+    Ok((config, problems))
+}
+
 impl Config {
     /// Reads the depot.toml of `depot`, a canonical path.
     pub fn load(depot: &Path) -> Result<Config, Error> {
-        let path = depot.join(FILE);
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(Error::NotADepot(depot.into()));
+        let wrong = |why: String| Error::Wrong(depot.join(FILE), why);
+        let (config, problems) = examine(depot, &text(depot)?).map_err(|problem| wrong(problem.text))?;
+        match problems.as_slice() {
+            [] => Ok(config),
+            [only] => Err(wrong(only.text.clone())),
+            [first, others @ ..] => {
+                let (more, depot) = (others.len(), depot.display());
+                Err(wrong(format!("{first} (and {more} more, told by: depotfs config check {depot})")))
             }
-            Err(error) => return Err(Error::Read(path, error)),
-        };
-        let values = file::parse(&text).map_err(|why| Error::Wrong(path.clone(), why))?;
-        Config::build(depot, &values).map_err(|why| Error::Wrong(path, why))
+        }
     }
 
     /// The configuration of `depot` with these values and defaults for the rest.
     pub fn build(depot: &Path, values: &Values) -> Result<Config, String> {
-        let get = |name: &str| {
-            let key = keys::find(keys::DEPOT, name)?;
-            let value = values.get(key.name).map(String::as_str).or(key.default);
-            value.ok_or_else(|| format!("\"{name}\" is missing"))
-        };
-        let path = |name: &str| get(name).map(|value| tidy(&depot.join(value)));
-        let template = chain::template(get("template")?)?;
-        chain::refuse_others(template.chain, values)?;
-        let layer = |provider: &&str| match *provider {
-            "full-db" => Ok(Layer::FullDb(FullDb { dir: path("full-db.dir")? })),
-            _ => {
-                let (blob_uid, blob_gid) = keys::parse_owner(get("file-system.blob-owner")?)?;
-                let blob_mode = keys::parse_mode(get("file-system.blob-mode")?).unwrap_or(0o400);
-                let dir = path("file-system.dir")?;
-                Ok(Layer::FileSystem(FileSystem { dir, blob_mode, blob_uid, blob_gid }))
-            }
-        };
+        let (config, problems) = Config::assemble(depot, values, &environment::of_process);
+        problems.first().map_or(Ok(config), |problem| Err(problem.text.clone()))
+    }
+
+    /// The same as far as it goes, and all that is wrong with it.
+    fn assemble(depot: &Path, values: &Values, variables: environment::Lookup) -> (Config, Vec<Problem>) {
+        let (values, mut problems) = environment::resolve(keys::DEPOT, values, variables);
+        let chosen = Chosen::of(&values).map_err(|problem| problems.push(problem)).ok();
+        if let Some(chosen) = &chosen {
+            problems.extend(chosen.unused(&values));
+        }
+        let chosen = chosen.unwrap_or_default();
+        problems.extend(file::missing(keys::DEPOT, &chosen, &values));
+        let known = Known { depot, values: &values };
         let config = Config {
             depot: depot.into(),
-            id: get("id")?.to_lowercase(),
-            template: template.name.into(),
-            index: path("index")?,
-            durability: Durability::parse(get("durability")?).unwrap_or_default(),
-            atime: if get("atime")? == "noatime" { Atime::Noatime } else { Atime::Relatime },
+            id: known.get("id").to_lowercase(),
+            template: chosen.template,
+            index: known.path("index"),
+            durability: Durability::parse(known.get("durability")).unwrap_or_default(),
+            atime: if known.get("atime") == "noatime" { Atime::Noatime } else { Atime::Relatime },
             log: Log {
-                dir: path("log.dir")?,
-                level: get("log.level")?.into(),
-                to: if get("log.to")? == "syslog" { LogTo::Syslog } else { LogTo::File },
+                dir: known.path("log.dir"),
+                level: known.get("log.level").into(),
+                to: if known.get("log.to") == "syslog" { LogTo::Syslog } else { LogTo::File },
             },
-            chain: template.chain.iter().map(layer).collect::<Result<_, String>>()?,
+            chain: chosen.providers.iter().map(|provider| known.layer(provider)).collect(),
         };
-        config.keeps("durability", config.durability.name()).map_err(|why| format!("durability: {why}"))?;
-        Ok(config)
+        if let Err(why) = config.keeps("durability", config.durability.name()) {
+            problems.push(Problem::new("durability", format!("durability: {why}")));
+        }
+        (config, problems)
     }
-}
 
-impl Config {
     /// Whether the chain can keep what a setting promises; the error says what it can.
     pub fn keeps(&self, key: &str, value: &str) -> Result<(), String> {
         if key == "durability" && value == Durability::Remote.name() {
             return Err(format!(
-                "the template \"{}\" keeps blobs on this host only, so nothing can be remote: use \"close\", the \
-                 strictest it can keep",
-                self.template
+                "{} keeps blobs on this host only, so nothing can be remote: use \"close\", the strictest it can keep",
+                self.chain_in_words()
             ));
         }
         Ok(())
+    }
+
+    fn chain_in_words(&self) -> String {
+        match self.template {
+            Some(name) => format!("the template \"{name}\""),
+            None => {
+                let names: Vec<&str> = self.chain.iter().map(Layer::name).collect();
+                format!("the chain {}", names.join(" > "))
+            }
+        }
+    }
+}
+
+/// Checked values, with the defaults behind them.
+struct Known<'a> {
+    depot: &'a Path,
+    values: &'a Values,
+}
+
+impl Known<'_> {
+    /// The value of a key; empty where it is missing, which is told elsewhere.
+    fn get(&self, name: &str) -> &str {
+        let default = || keys::find(keys::DEPOT, name).ok().and_then(|key| key.default);
+        self.values.get(name).or_else(default).unwrap_or_default()
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        tidy(&self.depot.join(self.get(name)))
+    }
+
+    fn layer(&self, provider: &str) -> Layer {
+        match provider {
+            "full-db" => Layer::FullDb(FullDb { dir: self.path("full-db.dir") }),
+            _ => {
+                let (blob_uid, blob_gid) =
+                    keys::parse_owner(self.get("file-system.blob-owner")).unwrap_or_default();
+                let blob_mode = keys::parse_mode(self.get("file-system.blob-mode")).unwrap_or(0o400);
+                let dir = self.path("file-system.dir");
+                Layer::FileSystem(FileSystem { dir, blob_mode, blob_uid, blob_gid })
+            }
+        }
     }
 }
 
@@ -185,13 +270,24 @@ pub fn write(depot: &Path, values: &Values) -> Result<(), Error> {
     let path = depot.join(FILE);
     let half = depot.join(".depot.toml.new");
     let wrote = || -> io::Result<()> {
-        let mut file = File::create(&half)?;
-        file.write_all(render(values).as_bytes())?;
+        let mode = mode(keys::DEPOT, values);
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&half)?;
+        if mode & 0o077 == 0 {
+            // One that a crash left has the mode it had.
+            file.set_permissions(fs::Permissions::from_mode(mode))?;
+        }
+        file.write_all(render(keys::DEPOT, values).as_bytes())?;
         file.sync_all()?;
         fs::rename(&half, &path)?;
         File::open(depot)?.sync_all()
     };
     wrote().map_err(|error| Error::Write(path.clone(), error))
+}
+
+/// Permission bits of a depot.toml, before the umask: one with a secret in it is for its owner only.
+fn mode(table: &'static [keys::Key], values: &Values) -> u32 {
+    let is_secret = |name: &str| keys::find(table, name).is_ok_and(|key| key.kind == keys::Kind::Secret);
+    if values.iter().any(|(name, _)| is_secret(name)) { 0o600 } else { 0o666 }
 }
 
 /// A fresh depot id.
@@ -249,6 +345,66 @@ mod tests {
         values.insert("file-system.dir", "blobs".into());
         let why = Config::build(Path::new("/d"), &values).unwrap_err();
         assert!(why.contains("\"file-system.dir\"") && why.contains("it is full-db"), "{why}");
+    }
+
+    #[test]
+    fn a_chain_of_its_own_has_no_template() {
+        let mut values = values();
+        values.insert("chain", "full-db".into());
+        let config = Config::build(Path::new("/d"), &values).unwrap();
+        assert_eq!(config.template, None);
+        assert_eq!(config.chain, [Layer::FullDb(FullDb { dir: "/d/full-db".into() })]);
+        assert!(config.keeps("durability", "remote").unwrap_err().starts_with("the chain full-db keeps"));
+        values.insert("template", "full-db-direct".into());
+        assert!(Config::build(Path::new("/d"), &values).unwrap_err().contains("both set"));
+    }
+
+    #[test]
+    fn all_that_is_wrong_is_told() {
+        let told = |text: &str| -> Vec<String> {
+            let (_, problems) = examine(Path::new("/d"), text).unwrap();
+            problems.into_iter().map(|problem| problem.key).collect()
+        };
+        assert_eq!(told(""), ["id"]);
+        assert_eq!(told("id = 'x'"), ["id"], "it is wrong, and not missing");
+        let text = "template = 'full-db-direct'\ndurability = 'remote'\nidnex = 1\n[log]\nto = 5\n[file-system]\ndir = 'x'";
+        assert_eq!(told(text), ["idnex", "log.to", "file-system.dir", "id", "durability"]);
+        assert_eq!(told("chain = ['x']\nfull-db.dir = 'x'"), ["chain", "full-db.dir", "id"]);
+        assert_eq!(examine(Path::new("/d"), "id = ").unwrap_err().key, "");
+    }
+
+    #[test]
+    fn a_file_that_is_none_is_refused_with_the_reason() {
+        let depot = tempfile::tempdir().unwrap();
+        let path = depot.path().join(FILE);
+        let refused = |part: &str| {
+            let why = crate::text::chain(&Config::load(depot.path()).unwrap_err());
+            assert!(why.contains("depot.toml cannot be read") && why.contains(part), "{why}");
+        };
+        fs::create_dir(&path).unwrap();
+        refused("not a regular file");
+        fs::remove_dir(&path).unwrap();
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        refused("not a regular file");
+        fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+        refused("not a regular file");
+        fs::remove_file(&path).unwrap();
+        File::create(&path).unwrap().set_len(100 << 20).unwrap();
+        refused("1 MiB");
+        fs::write(&path, b"id = 'x'\n# \xff").unwrap();
+        refused("line 2 is not UTF-8");
+        fs::write(&path, "id = 'x'\nidnex = 5").unwrap();
+        let why = Config::load(depot.path()).unwrap_err().to_string();
+        assert!(why.contains("and 1 more, told by: depotfs config check"), "{why}");
+    }
+
+    #[test]
+    fn a_file_with_a_secret_is_for_its_owner() {
+        const TABLE: &[keys::Key] =
+            &[keys::Key { name: "a.b[].word", kind: keys::Kind::Secret, default: None, doc: "." }];
+        assert_eq!(mode(TABLE, &Values::from([("a.b[1].word", "hush".into())])), 0o600);
+        assert_eq!(mode(keys::DEPOT, &values()), 0o666);
     }
 
     #[test]

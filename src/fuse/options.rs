@@ -297,9 +297,10 @@ fn owner(options: &mut Options, _: &str) -> Result<(), String> {
 fn durability(options: &mut Options, value: &str) -> Result<(), String> {
     options.durability = Some(match Durability::parse(value) {
         Some(Durability::Remote) => {
-            return Err("this depot's template \"file-system\" keeps blobs on this host only; \
-                        use durability=close, the strictest it can keep"
-                .into());
+            return Err(
+                "a depot keeps its blobs on this host only; use durability=close, the strictest it can keep"
+                    .into(),
+            );
         }
         Some(durability) => durability,
         None => return Err("must be fsync, close or remote".into()),
