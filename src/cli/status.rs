@@ -209,6 +209,9 @@ fn describe(layer: &Layer) -> String {
         Health::Up => text.push_str(", up"),
         Health::Failing(why) => text.push_str(&format!(", FAILING: {why}")),
     }
+    if layer.owed > 0 {
+        text.push_str(&format!(", {} to come", human::count(layer.owed, "copy")));
+    }
     for child in &layer.children {
         text.push_str(&format!("; below it {}", describe(child)));
     }

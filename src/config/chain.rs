@@ -1,6 +1,7 @@
 //! The chain of providers that a depot.toml asks for.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::keys::brief;
 use super::nearest::suggestion;
@@ -46,8 +47,11 @@ pub enum Place {
 }
 
 /// Every provider.
-pub const PROVIDERS: &[Provider] =
-    &[Provider { name: "file-system", place: Place::Leaf }, Provider { name: "full-db", place: Place::Leaf }];
+pub const PROVIDERS: &[Provider] = &[
+    Provider { name: "file-system", place: Place::Leaf },
+    Provider { name: "full-db", place: Place::Leaf },
+    Provider { name: "sharding", place: Place::Leaf },
+];
 
 /// A provider of the chain, with what its section says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +60,8 @@ pub enum Layer {
     FileSystem(FileSystem),
     /// Keeps blobs in a database.
     FullDb(FullDb),
+    /// Spreads blobs over several directories.
+    Sharding(Sharding),
 }
 
 /// Section `[file-system]`.
@@ -78,12 +84,74 @@ pub struct FullDb {
     pub dir: PathBuf,
 }
 
+/// Section `[sharding]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sharding {
+    /// Directory of what it remembers.
+    pub dir: PathBuf,
+    /// Copies of each blob.
+    pub redundancy: u64,
+    /// Copies without which a put fails; 0: all.
+    pub lenient_limit: u64,
+    /// A word of [`WRITE_BEHAVIORS`](super::keys::WRITE_BEHAVIORS).
+    pub write_behavior: String,
+    /// Whether those of `zone` are asked first.
+    pub reads_zone: bool,
+    /// The zone of this host.
+    pub zone: String,
+    /// Shortest time before a shard that failed is tried again.
+    pub check_period: Duration,
+    /// The shards.
+    pub shards: Vec<Shard>,
+}
+
+/// Section `[[sharding.shard]]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shard {
+    /// Its directory.
+    pub dir: PathBuf,
+    /// Its zone.
+    pub zone: String,
+    /// Whether it gets new blobs.
+    pub write_enabled: bool,
+}
+
+impl Sharding {
+    /// What is wrong with the keys taken together.
+    pub(super) fn problems(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        let mut wrong = |key: &str, text: String| problems.push(Problem::new(key, format!("{key}: {text}")));
+        let shards = self.shards.len() as u64;
+        if shards == 0 {
+            wrong("sharding.shard", "there is none: add a [[sharding.shard]] with a dir for each".into());
+        } else if self.redundancy > shards {
+            let text = format!("{} copies need as many shards, and there are {shards}", self.redundancy);
+            wrong("sharding.redundancy", text);
+        }
+        if self.lenient_limit > self.redundancy {
+            let text = format!("{} is more than the redundancy, {}", self.lenient_limit, self.redundancy);
+            wrong("sharding.lenient-limit", text);
+        }
+        let zoned = self.reads_zone || self.write_behavior.starts_with("zone");
+        if zoned && !self.shards.iter().any(|shard| shard.zone == self.zone) {
+            wrong("sharding.zone", format!("no shard is in zone \"{}\"", brief(&self.zone)));
+        }
+        for (i, shard) in self.shards.iter().enumerate() {
+            if self.shards[..i].iter().any(|other| other.dir == shard.dir) {
+                wrong(&format!("sharding.shard[{i}].dir"), "another shard has the same directory".into());
+            }
+        }
+        problems
+    }
+}
+
 impl Layer {
     /// The provider's name, which is that of its section.
     pub fn name(&self) -> &'static str {
         match self {
             Layer::FileSystem(_) => "file-system",
             Layer::FullDb(_) => "full-db",
+            Layer::Sharding(_) => "sharding",
         }
     }
 
@@ -92,7 +160,17 @@ impl Layer {
         match self {
             Layer::FileSystem(layer) => &layer.dir,
             Layer::FullDb(layer) => &layer.dir,
+            Layer::Sharding(layer) => &layer.dir,
         }
+    }
+
+    /// That directory and those of its shards.
+    pub fn dirs(&self) -> Vec<&Path> {
+        let shards = match self {
+            Layer::Sharding(layer) => layer.shards.as_slice(),
+            Layer::FileSystem(_) | Layer::FullDb(_) => &[],
+        };
+        std::iter::once(self.dir()).chain(shards.iter().map(|shard| shard.dir.as_path())).collect()
     }
 }
 

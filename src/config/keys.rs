@@ -65,6 +65,10 @@ pub enum Kind {
 /// The words for `durability`, weakest first.
 pub const DURABILITY: &[&str] = &["fsync", "close", "remote"];
 
+/// The words for `sharding.write-behavior`.
+pub const WRITE_BEHAVIORS: &[&str] =
+    &["round-robin", "free-space", "percentage-free-space", "zone-free-space", "zone-percentage-free-space"];
+
 /// The keys of `depot.toml`.
 pub const DEPOT: &[Key] = &[
     Key {
@@ -141,6 +145,62 @@ pub const DEPOT: &[Key] = &[
         kind: Kind::Owner,
         default: Some(""),
         doc: "Owner of a blob's file as \"user:group\"; empty: whoever runs the daemon.",
+    },
+    Key {
+        name: "sharding.dir",
+        kind: Kind::Path,
+        default: Some("sharding"),
+        doc: "Directory of what the sharding remembers: which blobs lack copies.",
+    },
+    Key {
+        name: "sharding.redundancy",
+        kind: Kind::Count { min: 1, max: 64 },
+        default: Some("1"),
+        doc: "Copies of each blob; at most as many as there are shards.",
+    },
+    Key {
+        name: "sharding.lenient-limit",
+        kind: Kind::Count { min: 0, max: 64 },
+        default: Some("1"),
+        doc: "Copies that must be made for a blob to count as stored; what is missing is made later. 0: all of them.",
+    },
+    Key {
+        name: "sharding.write-behavior",
+        kind: Kind::Choice(WRITE_BEHAVIORS),
+        default: Some("round-robin"),
+        doc: "Which shards get a blob: one after the other, those with the most free bytes, or with the largest free part; \
+              with zone, those of sharding.zone first.",
+    },
+    Key {
+        name: "sharding.read-behavior",
+        kind: Kind::Choice(&["round-robin", "zone"]),
+        default: Some("round-robin"),
+        doc: "Which shards are asked for a blob first: one after the other, or those of sharding.zone.",
+    },
+    Key { name: "sharding.zone", kind: Kind::Text, default: Some(""), doc: "The zone that this host is in." },
+    Key {
+        name: "sharding.check-period",
+        kind: Kind::Duration,
+        default: Some("15s"),
+        doc: "Shortest time before a shard that failed is tried again.",
+    },
+    Key {
+        name: "sharding.shard[].dir",
+        kind: Kind::Path,
+        default: None,
+        doc: "Directory of a shard: of blobs and staging files.",
+    },
+    Key {
+        name: "sharding.shard[].zone",
+        kind: Kind::Text,
+        default: Some(""),
+        doc: "The zone that the shard is in.",
+    },
+    Key {
+        name: "sharding.shard[].write-enabled",
+        kind: Kind::Flag,
+        default: Some("true"),
+        doc: "Whether the shard gets new blobs; one that does not is drained: its blobs are copied elsewhere.",
     },
     Key {
         name: "full-db.dir",

@@ -16,7 +16,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-pub use chain::{Chosen, FileSystem, FullDb, Layer};
+pub use chain::{Chosen, FileSystem, FullDb, Layer, Shard, Sharding};
 pub use effective::{Entry, Origin, effective};
 pub use file::{assignment, render};
 pub use nearest::{nearest, suggestion};
@@ -206,6 +206,11 @@ impl Config {
             },
             chain: chosen.providers.iter().map(|provider| known.layer(provider)).collect(),
         };
+        for layer in &config.chain {
+            if let Layer::Sharding(layer) = layer {
+                problems.extend(layer.problems());
+            }
+        }
         if let Err(why) = config.keeps("durability", config.durability.name()) {
             problems.push(Problem::new("durability", format!("durability: {why}")));
         }
@@ -254,6 +259,7 @@ impl Known<'_> {
     fn layer(&self, provider: &str) -> Layer {
         match provider {
             "full-db" => Layer::FullDb(FullDb { dir: self.path("full-db.dir") }),
+            "sharding" => Layer::Sharding(self.sharding()),
             _ => {
                 let (blob_uid, blob_gid) =
                     keys::parse_owner(self.get("file-system.blob-owner")).unwrap_or_default();
@@ -261,6 +267,30 @@ impl Known<'_> {
                 let dir = self.path("file-system.dir");
                 Layer::FileSystem(FileSystem { dir, blob_mode, blob_uid, blob_gid })
             }
+        }
+    }
+}
+
+impl Known<'_> {
+    fn sharding(&self) -> Sharding {
+        let count = |name: &str| keys::parse_count(self.get(name)).unwrap_or(1);
+        let shard = |i: usize| {
+            let key = |name: &str| format!("sharding.shard[{i}].{name}");
+            Shard {
+                dir: self.path(&key("dir")),
+                zone: self.get(&key("zone")).to_owned(),
+                write_enabled: keys::parse_flag(self.get(&key("write-enabled"))).unwrap_or(true),
+            }
+        };
+        Sharding {
+            dir: self.path("sharding.dir"),
+            redundancy: count("sharding.redundancy"),
+            lenient_limit: count("sharding.lenient-limit"),
+            write_behavior: self.get("sharding.write-behavior").to_owned(),
+            reads_zone: self.get("sharding.read-behavior") == "zone",
+            zone: self.get("sharding.zone").to_owned(),
+            check_period: parse_duration(self.get("sharding.check-period")).unwrap_or_default(),
+            shards: self.values.tables("sharding.shard").into_iter().map(shard).collect(),
         }
     }
 }

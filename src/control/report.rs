@@ -93,6 +93,9 @@ pub struct Layer {
     pub space: Option<Space>,
     /// Whether it works.
     pub health: Health,
+    /// Blobs that have fewer copies than they should.
+    #[serde(default)]
+    pub owed: u64,
     /// Providers below it.
     #[serde(default)]
     pub children: Vec<Layer>,

@@ -127,6 +127,7 @@ fn layer(store: &Filestore) -> Layer {
         reflink: false,
         space: None,
         health: Health::Failing(format!("what it tells cannot be read: {error}")),
+        owed: 0,
         children: Vec::new(),
     })
 }

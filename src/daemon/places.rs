@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, bail};
 
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::sys::mountinfo::{self, Mount};
 
 /// `path` made absolute by its text alone: no file system is touched, so a dead mount on the way is no obstacle.
@@ -46,7 +46,7 @@ pub fn refuse_nesting(config: &Config, mountpoint: &Path) -> anyhow::Result<()> 
     }
     let parts = [("the depot", &config.depot), ("its index", &config.index), ("its log", &config.log.dir)]
         .map(|(what, dir)| (what, dir.as_path()));
-    let providers = config.chain.iter().map(|layer| ("its filestore", layer.dir()));
+    let providers = config.chain.iter().flat_map(config::Layer::dirs).map(|dir| ("its filestore", dir));
     for (what, dir) in parts.into_iter().chain(providers) {
         let dir = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
         let (inside, of) = match () {

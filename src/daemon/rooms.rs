@@ -11,6 +11,7 @@ use crate::change::{Ino, Kind, ROOT};
 use crate::checksum::unhex;
 use crate::clock;
 use crate::config::{self, Atime, Config, Durability};
+use crate::filestore::sharding::Write;
 use crate::filestore::{self, Filestore};
 use crate::fuse::options::Options;
 use crate::index::{self, Index};
@@ -159,9 +160,36 @@ fn layers(config: &Config) -> anyhow::Result<Vec<filestore::Layer>> {
                     refuse_network(&leaf.dir, "the database of the blobs", "full-db.dir")?;
                     filestore::Layer::FullDb { dir: leaf.dir.clone() }
                 }
+                config::Layer::Sharding(leaf) => sharding(leaf),
             })
         })
         .collect()
+}
+
+fn sharding(leaf: &config::Sharding) -> filestore::Layer {
+    let shard = |shard: &config::Shard| filestore::ShardOptions {
+        dir: shard.dir.clone(),
+        zone: shard.zone.clone(),
+        write_enabled: shard.write_enabled,
+    };
+    let (zoned, spread) = match leaf.write_behavior.strip_prefix("zone-") {
+        Some(spread) => (true, spread),
+        None => (false, leaf.write_behavior.as_str()),
+    };
+    filestore::Layer::Sharding {
+        dir: leaf.dir.clone(),
+        shards: leaf.shards.iter().map(shard).collect(),
+        redundancy: leaf.redundancy as usize,
+        lenient_limit: leaf.lenient_limit as usize,
+        write: match spread {
+            "free-space" => Write::FreeSpace,
+            "percentage-free-space" => Write::PercentageFreeSpace,
+            _ => Write::RoundRobin,
+        },
+        read_zone: leaf.reads_zone.then(|| leaf.zone.clone()),
+        write_zone: zoned.then(|| leaf.zone.clone()),
+        check_period: leaf.check_period,
+    }
 }
 
 fn filestore_options(leaf: &config::FileSystem) -> filestore::Options {
@@ -187,7 +215,7 @@ fn refuse_network(directory: &Path, what: &str, key: &str) -> anyhow::Result<()>
 
 /// Makes the directories that the configuration names and that are missing, and notes each in `made` at once.
 pub fn make_directories(config: &Config, made: &mut Vec<PathBuf>) -> anyhow::Result<()> {
-    let providers = config.chain.iter().map(config::Layer::dir);
+    let providers = config.chain.iter().flat_map(config::Layer::dirs);
     for directory in providers.chain([config.index.as_path(), config.log.dir.as_path()]) {
         let missing: Vec<&Path> = directory.ancestors().take_while(|dir| !dir.exists()).collect();
         for dir in missing.into_iter().rev() {

@@ -61,6 +61,14 @@ impl Blob {
         }
     }
 
+    /// The same, to keep.
+    pub fn into_local(self) -> Option<BlobFile> {
+        match self {
+            Blob::Local(file) => Some(file),
+            Blob::Remote(_) => None,
+        }
+    }
+
     /// Which local file it is.
     pub fn file_id(&self) -> Option<FileId> {
         self.local().map(BlobFile::file_id)

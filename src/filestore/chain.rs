@@ -2,11 +2,13 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::error::Result;
 use super::file_system::{FileSystem, Options};
 use super::full_db::FullDb;
 use super::provider::Provider;
+use super::sharding::{self, Choice, Shard, Sharding, Write};
 
 /// One provider of a chain, as it is configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +25,36 @@ pub enum Layer {
         /// The directory of the database.
         dir: PathBuf,
     },
+    /// Spreads blobs over directories.
+    Sharding {
+        /// The directory of what it remembers.
+        dir: PathBuf,
+        /// The directories.
+        shards: Vec<ShardOptions>,
+        /// Copies of each blob.
+        redundancy: usize,
+        /// Copies without which a put fails; 0: all of them.
+        lenient_limit: usize,
+        /// Which shards get a blob.
+        write: Write,
+        /// The zone whose shards are asked first.
+        read_zone: Option<String>,
+        /// The zone whose shards get blobs first.
+        write_zone: Option<String>,
+        /// Shortest time before a shard that failed is tried again.
+        check_period: Duration,
+    },
+}
+
+/// One shard, as it is configured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShardOptions {
+    /// Its directory.
+    pub dir: PathBuf,
+    /// Its zone.
+    pub zone: String,
+    /// Whether it gets new blobs.
+    pub write_enabled: bool,
 }
 
 impl Layer {
@@ -31,6 +63,12 @@ impl Layer {
         match self {
             Layer::FileSystem { dir, options } => FileSystem::create(dir, depot_id, options),
             Layer::FullDb { dir } => FullDb::create(dir, depot_id),
+            Layer::Sharding { dir, shards, .. } => {
+                let create =
+                    |shard: &ShardOptions| FileSystem::create(&shard.dir, depot_id, &Options::default());
+                shards.iter().try_for_each(create)?;
+                Sharding::create(dir, depot_id)
+            }
         }
     }
 
@@ -41,6 +79,32 @@ impl Layer {
         Ok(match self {
             Layer::FileSystem { dir, options } => Arc::new(FileSystem::open(dir, depot_id, options)?),
             Layer::FullDb { dir } => Arc::new(FullDb::open(dir, depot_id)?),
+            Layer::Sharding {
+                dir,
+                shards,
+                redundancy,
+                lenient_limit,
+                write,
+                read_zone,
+                write_zone,
+                check_period,
+            } => {
+                let shards = shards.iter().map(|shard| shard.build(depot_id, *check_period)).collect();
+                let choice = Choice::new(*write, read_zone.clone(), write_zone.clone());
+                let options =
+                    sharding::Options { redundancy: *redundancy, lenient_limit: *lenient_limit, choice };
+                Arc::new(Sharding::open(dir, depot_id, shards, options)?)
+            }
         })
+    }
+}
+
+impl ShardOptions {
+    fn build(&self, depot_id: [u8; 16], check_period: Duration) -> Shard {
+        let dir = self.dir.clone();
+        let open = move || -> Result<Arc<dyn Provider>> {
+            Ok(Arc::new(FileSystem::open(&dir, depot_id, &Options::default())?))
+        };
+        Shard::new(self.dir.clone(), self.zone.clone(), self.write_enabled, check_period, Box::new(open))
     }
 }

@@ -28,7 +28,7 @@ use std::time::Duration;
 
 pub use aside::{Aside, KEPT_FOR};
 pub use blob::{Blob, BlobFile, FileId, Remote};
-pub use chain::Layer;
+pub use chain::{Layer, ShardOptions};
 pub use error::{Error, Result};
 pub use file_system::{FileSystem, Options};
 pub use full_db::FullDb;
@@ -85,7 +85,15 @@ impl Filestore {
 
     /// Makes an empty staging file that did not exist.
     pub fn stage(&self, name: StagingName) -> Result<StagingWriter> {
-        self.provider.stage()?.create(name)
+        let first = self.provider.stage()?;
+        match first.create(name) {
+            // Another directory may be offered, now that this one has failed.
+            Err(error @ Error::Io { .. }) => match self.provider.stage()? {
+                second if !Arc::ptr_eq(&first, &second) => second.create(name),
+                _ => Err(error),
+            },
+            made => made,
+        }
     }
 
     /// Makes a staging file of the first `limit` bytes of a blob, sharing blocks where possible and keeping holes;
@@ -130,6 +138,11 @@ impl Filestore {
     /// The boot and the mount of the disk that a staging file is on.
     pub fn mount_of(&self, name: StagingName) -> Result<MountId> {
         Ok(self.provider.staging(name)?.mount_id())
+    }
+
+    /// The same, of the disk that a new one would be on.
+    pub fn mount_of_new(&self) -> Result<MountId> {
+        Ok(self.provider.stage()?.mount_id())
     }
 
     /// Removes a staging file that no durable state names any more; one that is gone already is no error.
@@ -183,6 +196,16 @@ impl Filestore {
             return Err(Error::WrongSize { sum: *sum, expected: size, found: blob.size() });
         }
         Ok(blob)
+    }
+
+    /// Whether what was opened is still the blob: its file may have become that of a writer since.
+    pub fn is_still(&self, sum: &Checksum, blob: &Blob) -> Result<bool> {
+        blob.file_id().map_or(Ok(true), |file| Ok(self.open_copy(sum, file)?.is_some()))
+    }
+
+    /// Opens this very file, if it is the blob or a copy of it.
+    pub fn open_copy(&self, sum: &Checksum, file: FileId) -> Result<Option<BlobFile>> {
+        self.provider.open_copy(sum, file)
     }
 
     /// Every place that has the blob.
@@ -255,7 +278,7 @@ impl Filestore {
             let size = blob.size();
             let (good, found) = look_at(&blob, sum, blake3).doing("read all of blob", sum.to_string())?;
             // A blob's file can change hands and be written while it is read: then what was read is nobody's.
-            if self.provider.open(sum, None)?.is_some_and(|now| now.file_id() == blob.file_id()) {
+            if self.is_still(sum, &blob)? {
                 return Ok(if good {
                     Verdict::Good { blake3: found, size }
                 } else {

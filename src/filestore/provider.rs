@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::blob::{Blob, FileId};
+use super::blob::{Blob, BlobFile, FileId};
 use super::error::Result;
 use super::staging::StagingDir;
 use crate::change::StagingName;
@@ -26,6 +26,12 @@ pub trait Provider: fmt::Debug + Send + Sync + 'static {
 
     /// Size of a blob; cheap, and never fetches.
     fn stat(&self, sum: &Checksum) -> Result<Option<u64>>;
+
+    /// Opens this very file, if it is the blob or a copy of it.
+    fn open_copy(&self, sum: &Checksum, file: FileId) -> Result<Option<BlobFile>> {
+        let blob = self.open(sum, None)?.and_then(Blob::into_local);
+        Ok(blob.filter(|blob| blob.file_id() == file))
+    }
 
     /// Every place of this provider and of those below it that has the blob.
     fn locate(&self, sum: &Checksum) -> Result<Vec<Found>>;

@@ -38,6 +38,7 @@ const JOBS: &[Job] = &[
     job("reclaim", 10_000, reclaim),
     job("atime", 30_000, |vfs, _| vfs.write_atimes().map(|()| false)),
     job("digest", 5_000, |vfs, go_on| vfs.publish_some_digests(go_on)),
+    job("mend", 15_000, |vfs, go_on| vfs.mend_owed(go_on).map(|()| false)),
     job("expire", 3_600_000, expire),
 ];
 

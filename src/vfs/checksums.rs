@@ -119,7 +119,7 @@ impl Vfs {
         let computed = compute(&blob).map_err(Error::io(format!("read blob {}", row.checksum)))?;
         let Some((sha256, md5)) = computed else { return Ok(None) };
         // A blob's file can change hands and be written while it is read: then what was read is nobody's.
-        if self.store.open_blob(&row.checksum, row.size)?.file_id() != blob.file_id() {
+        if !self.store.is_still(&row.checksum, &blob)? {
             return self.publish_digests(row, compute);
         }
         if !self.options.read_only {

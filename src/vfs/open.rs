@@ -20,6 +20,7 @@ use crate::vfs::acl;
 use crate::vfs::attr::Attributes;
 use crate::vfs::caller::{has_set_id_bits, without_set_id_bits};
 use crate::vfs::node::{Backing, CloneOf, Locked, Serving, Source, Staged, Token};
+use crate::vfs::owners::Owner;
 use crate::vfs::{Caller, Durability, Error, Result, Verify, Vfs, check_new_name, now};
 
 /// Makes the kernel open a file for passthrough; given by `fuse` with each request.
@@ -149,14 +150,14 @@ impl Vfs {
         let (inode, xattrs) = self.new_inode(caller, parent, Kind::File, mode, umask)?;
         let ino = inode.ino;
         let file = self.next_staging()?;
-        let mut row = self.staged_row(&inode, file)?;
         let guessed = self.guess(caller, access);
-        if guessed.is_some() {
-            // A copy never has use for it.
-            row.checksum = Some(Checksum::EMPTY);
+        let row = if guessed.is_some() {
+            // A copy never has use for a staging file.
+            self.unmade_row(&inode, file)?
         } else {
             self.stage_untouched(file)?;
-        }
+            self.staged_row(&inode, file)?
+        };
         // A crash here leaves a staging file without a row, which recovery discards, and no name.
         failpoint::hit("create.staged");
         let cookie = self.index.next_number()?;
@@ -344,7 +345,7 @@ impl Vfs {
             (Some(staged), _) if staged.row.failed.is_some() => Ok(false),
             (Some(staged), _) => self.staging_is_used(staged.row.file),
             (None, Some(_)) if self.left_behind(inode.ino).is_some() => Ok(true),
-            (None, Some(sum)) => self.left_mapping(&self.store.latch(sum), inode.ino),
+            (None, Some(sum)) => Ok(self.left_mapping(&self.store.latch(sum), inode.ino)?.is_some()),
             (None, None) => Ok(false),
         }
     }
@@ -454,11 +455,16 @@ impl Vfs {
         if !self.passthrough() || inode.size < PASSTHROUGH_BYTES_MIN || !self.may_own(&latch, inode.ino)? {
             return Ok(None);
         }
-        let Blob::Local(blob) = blob else { return Ok(None) };
+        let known = match self.owned_file(&latch, inode.ino) {
+            // A mapping of it may be left, which has to see what is written.
+            Some(file) => self.store.open_copy(sum, file)?,
+            None => None,
+        };
+        let Some(blob) = known.or_else(|| blob.into_local()) else { return Ok(None) };
         let file_id = blob.file_id();
         let token = self.register(blob.as_fd(), register);
         if token.is_some() {
-            self.own(&latch, inode.ino, true);
+            self.own(&latch, Owner { ino: inode.ino, file: file_id, open: true });
         }
         drop(latch);
         Ok(token.map(|token| Backing { token, source: Source::Blob(*sum), file_id, owns: Some(*sum) }))

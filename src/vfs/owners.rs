@@ -9,7 +9,7 @@ use std::ops::Bound;
 
 use crate::change::{Ino, StagingName};
 use crate::checksum::Checksum;
-use crate::filestore::Latch;
+use crate::filestore::{FileId, Latch};
 use crate::sys::lease::is_unused;
 use crate::vfs::{Error, Result, Vfs};
 
@@ -18,6 +18,8 @@ use crate::vfs::{Error, Result, Vfs};
 pub struct Owner {
     /// The inode.
     pub ino: Ino,
+    /// The file, where the blob has several copies.
+    pub file: FileId,
     /// Whether it is open; a mapping may be left otherwise.
     pub open: bool,
 }
@@ -37,9 +39,15 @@ impl Vfs {
         }
     }
 
+    /// The file of a blob that `ino` was served from before, and may have mapped. Under the blob's latch.
+    pub(super) fn owned_file(&self, latch: &Latch<'_>, ino: Ino) -> Option<FileId> {
+        let owner = self.owners.lock().get(latch.checksum()).copied();
+        owner.filter(|owner| owner.ino == ino).map(|owner| owner.file)
+    }
+
     /// The blob's file is served for `ino` from now on. Under its latch.
-    pub(super) fn own(&self, latch: &Latch<'_>, ino: Ino, open: bool) {
-        self.owners.lock().insert(*latch.checksum(), Owner { ino, open });
+    pub(super) fn own(&self, latch: &Latch<'_>, owner: Owner) {
+        self.owners.lock().insert(*latch.checksum(), owner);
     }
 
     /// The last descriptor of the owner is closed.
@@ -54,27 +62,21 @@ impl Vfs {
         self.owners.lock().remove(sum);
     }
 
-    /// Whether `ino` left a mapping of the blob's file behind when it was closed. Under the blob's latch.
-    pub(super) fn left_mapping(&self, latch: &Latch<'_>, ino: Ino) -> Result<bool> {
+    /// The file of a blob of which `ino` left a mapping behind when it was closed. Under the blob's latch.
+    pub(super) fn left_mapping(&self, latch: &Latch<'_>, ino: Ino) -> Result<Option<FileId>> {
         let owner = self.owners.lock().get(latch.checksum()).copied();
-        if owner != Some(Owner { ino, open: false }) {
-            return Ok(false);
-        }
-        Ok(!self.blob_is_unused(latch)?)
+        let Some(owner) = owner.filter(|owner| owner.ino == ino && !owner.open) else { return Ok(None) };
+        Ok((!self.blob_is_unused(latch)?).then_some(owner.file))
     }
 
-    /// Whether nobody has the blob's file open or mapped; then it has no owner either.
+    /// Whether nobody has the file of a blob's owner open or mapped; then it has no owner either.
     fn blob_is_unused(&self, latch: &Latch<'_>) -> Result<bool> {
         let sum = latch.checksum();
         self.descriptors.forget_blob(sum);
-        let Some(size) = self.store.stat_blob(sum)? else {
-            self.disown(sum);
-            return Ok(true);
-        };
-        let blob = self.store.open_blob(sum, size)?;
+        let Some(owner) = self.owners.lock().get(sum).copied() else { return Ok(true) };
+        let file = self.store.open_copy(sum, owner.file)?;
         let what = Error::io(format!("take a lease on blob {sum}"));
-        // What is no local file is served by the daemon alone.
-        let unused = blob.local().map_or(Ok(true), is_unused).map_err(what)?;
+        let unused = file.as_ref().map_or(Ok(true), is_unused).map_err(what)?;
         if unused {
             self.disown(sum);
         }

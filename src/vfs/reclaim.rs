@@ -64,6 +64,26 @@ impl Vfs {
         Ok((blobs, bytes))
     }
 
+    /// Makes copies of blobs that have too few. A job does this.
+    pub fn mend_owed(&self, go_on: GoOn<'_>) -> Result<()> {
+        let (mut after, mut failure) = (None, None);
+        loop {
+            let some = self.store.owed(after.as_ref(), BATCH);
+            let Some(last) = some.last() else { break };
+            after = Some(*last);
+            for sum in some {
+                if !go_on() {
+                    return Ok(());
+                }
+                // One that cannot be mended does not hold up the others.
+                if let Err(error) = self.store.mend(&sum) {
+                    failure.get_or_insert(error);
+                }
+            }
+        }
+        failure.map_or(Ok(()), |error| Err(error.into()))
+    }
+
     /// Deletes set-aside bytes after their time, and tells what they were. A job does this.
     pub fn expire_aside(&self) -> Result<Vec<Aside>> {
         if self.options.read_only {

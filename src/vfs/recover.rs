@@ -8,6 +8,7 @@ use std::collections::HashSet;
 
 use crate::change::{Change, Ino, StagedRow, StagingName};
 use crate::failpoint;
+use crate::filestore;
 use crate::sys::lease::read_lease;
 use crate::text;
 use crate::vfs::node::{CloneOf, Staged};
@@ -80,7 +81,7 @@ impl Vfs {
     /// A read-only mount changes nothing, but shows the newest version where it stands.
     fn show_staged(&self, row: StagedRow) -> Result<()> {
         let there = self.store.stat_staging(row.file).is_ok();
-        if self.stands(&row)? && (there || row.is_unmade()) {
+        if self.stands(&row, there)? && (there || row.is_unmade()) {
             let mut node = self.nodes.lock(row.ino);
             node.clone = (!there).then(|| CloneOf::nothing_yet(row.file));
             node.staged = Some(Staged::new(row));
@@ -88,18 +89,28 @@ impl Vfs {
         Ok(())
     }
 
-    fn stands(&self, row: &StagedRow) -> Result<bool> {
+    /// Whether the bytes of a staging file, which is there or not, are those that were written.
+    fn stands(&self, row: &StagedRow, there: bool) -> Result<bool> {
+        if row.failed.is_some() || row.forced {
+            return Ok(true);
+        }
+        if !there {
+            // No bytes are on no disk.
+            return Ok(row.is_unmade() && row.boot == self.store.mount_of_new()?.boot);
+        }
         let now = self.store.mount_of(row.file)?;
-        Ok(row.failed.is_some() || row.forced || (row.boot == now.boot && row.mount == now.mount))
+        Ok(row.boot == now.boot && row.mount == now.mount)
     }
 
     fn recover_staged(&self, row: StagedRow, done: &mut Recovered) -> Result<()> {
-        let stands = self.stands(&row)?;
         let there = match self.store.stat_staging(row.file) {
             Ok(_) => true,
             Err(error) if error.is_absent() => false,
+            // What was not made is on no shard that is away either.
+            Err(filestore::Error::Away { .. }) if row.is_unmade() => false,
             Err(error) => return Err(error.into()),
         };
+        let stands = self.stands(&row, there)?;
         if stands && (there || row.is_unmade()) {
             let row = if there { self.out_of_reach(row)? } else { self.make_staging(row)? };
             let mut node = self.nodes.lock(row.ino);

@@ -18,6 +18,7 @@ use crate::filestore::{self, Latch, Staged as ToPut, StagingReader};
 use crate::sys::lease::{Lease, is_unused, read_lease};
 use crate::text;
 use crate::vfs::node::{Locked, Serving, Source};
+use crate::vfs::owners::Owner;
 use crate::vfs::stage::UNTOUCHED;
 use crate::vfs::{Error, GoOn, Result, Vfs};
 
@@ -454,9 +455,10 @@ impl Vfs {
 
     /// A staging file that is in use and has become the blob's own file must not serve another inode; whether it has.
     fn own_if_blob(&self, node: &mut Locked<'_>, latch: &Latch<'_>, one: &Hashed) -> bool {
-        if !self.store.stat_staging(one.file).is_ok_and(|stat| stat.links > 1) {
-            return false;
-        }
+        let file = match self.store.stat_staging(one.file) {
+            Ok(stat) if stat.links > 1 => stat.file_id,
+            _ => return false,
+        };
         let mut open = false;
         if let Serving::Passthrough(backing) = &mut node.serving {
             backing.owns = Some(*latch.checksum());
@@ -465,7 +467,7 @@ impl Vfs {
         let taken =
             self.owners.lock().get(latch.checksum()).is_some_and(|owner| owner.open && owner.ino != one.ino);
         if !taken {
-            self.own(latch, one.ino, open);
+            self.own(latch, Owner { ino: one.ino, file, open });
         }
         true
     }
@@ -499,7 +501,12 @@ impl Vfs {
         if self.index.blob(sum)?.is_some_and(|row| row.blake3.is_some()) {
             return Ok(self.collides(digest)?.map_or(Put::Now, Put::Never));
         }
-        let Some(size) = self.store.stat_blob(sum)? else { return Ok(Put::Now) };
+        let size = match self.store.stat_blob(sum) {
+            // A copy that cannot be looked at is of a put that was not committed: what is put now stands beside it.
+            Ok(None) | Err(filestore::Error::Away { .. }) => return Ok(Put::Now),
+            Ok(Some(size)) => size,
+            Err(error) => return Err(error.into()),
+        };
         let blob = self.store.open_blob(sum, size)?;
         let what = Error::io(format!("read blob {sum}"));
         match blob.digest(go_on).map_err(what)? {

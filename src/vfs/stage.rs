@@ -128,19 +128,23 @@ impl Vfs {
             Serving::Idle | Serving::Daemon => self.left_behind(inode.ino),
             Serving::Passthrough(_) => None,
         };
+        let mapped = match (&node.serving, left) {
+            (Serving::Idle, None) => self.left_mapping(&self.store.latch(&sum), inode.ino)?,
+            _ => None,
+        };
         let file = match (&node.serving, left) {
             (_, Some(name)) => {
                 self.untouch(name)?;
                 name
             }
-            (Serving::Idle, None) if self.left_mapping(&self.store.latch(&sum), inode.ino)? => {
-                let blob = self.store.open_blob(&sum, inode.size)?;
-                let file_id = blob.file_id().ok_or(filestore::Error::NotLocal(sum))?;
-                let name = self.next_staging()?;
-                self.take_over(&sum, name, file_id)?;
-                name
-            }
-            (Serving::Idle | Serving::Daemon, None) => self.copy_for_writing(&sum, inode.size, keep)?,
+            (Serving::Idle | Serving::Daemon, None) => match mapped {
+                Some(file) => {
+                    let name = self.next_staging()?;
+                    self.take_over(&sum, name, file)?;
+                    name
+                }
+                None => self.copy_for_writing(&sum, inode.size, keep)?,
+            },
             (Serving::Passthrough(backing), None) => {
                 let name = match backing.source {
                     Source::Staging(name) => name,
@@ -186,10 +190,12 @@ impl Vfs {
 
     /// The `staged` row of a version that starts as `inode` is.
     pub(super) fn staged_row(&self, inode: &Inode, file: StagingName) -> Result<StagedRow> {
-        let MountId { boot, mount } = self.store.mount_of(file)?;
-        let Inode { ino, mtime, ctime, .. } = *inode;
-        let (forced, checksum, failed) = (false, None, None);
-        Ok(StagedRow { ino, file, boot, mount, forced, checksum, mtime, ctime, failed })
+        Ok(row(inode, file, self.store.mount_of(file)?, None))
+    }
+
+    /// The same of a new file that has no bytes, and whose staging file is not made.
+    pub(super) fn unmade_row(&self, inode: &Inode, file: StagingName) -> Result<StagedRow> {
+        Ok(row(inode, file, self.store.mount_of_new()?, Some(Checksum::EMPTY)))
     }
 
     /// A staging file with the first bytes of a blob.
@@ -358,7 +364,7 @@ impl Vfs {
         let Some(size) = self.store.stat_blob(sum)? else { return Ok(false) };
         let staged = self.store.open_staging(name)?;
         let staged = staged.stat().map_err(Error::io(format!("stat staging file {name}")))?;
-        Ok(staged.size == size && self.store.open_blob(sum, size)?.file_id() == Some(staged.file_id))
+        Ok(staged.size == size && self.store.open_copy(sum, staged.file_id)?.is_some())
     }
 
     /// Unlinks a blob that is this staging file, unless a commit knows it; whether it did.
@@ -435,6 +441,12 @@ impl Vfs {
         }
         Ok(())
     }
+}
+
+fn row(inode: &Inode, file: StagingName, on: MountId, checksum: Option<Checksum>) -> StagedRow {
+    let (Inode { ino, mtime, ctime, .. }, MountId { boot, mount }) = (inode, on);
+    let (ino, mtime, ctime) = (*ino, *mtime, *ctime);
+    StagedRow { ino, file, boot, mount, forced: false, checksum, mtime, ctime, failed: None }
 }
 
 /// Names that nothing needs any more are unlinked within this time, also by a thread that has many of them to unlink.

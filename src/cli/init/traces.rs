@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 
 use crate::checksum::Checksum;
-use crate::config::{self, Config};
+use crate::config::{self, Config, Layer};
 use crate::daemon::{lock, rooms};
 
 /// Stands in a depot that is being made, and in a directory of its own for the index; holds the depot's id. What is left of
@@ -55,7 +55,7 @@ impl Traces {
         };
         let is_left = |name: &OsStr| {
             (is_in_depot(name) && name != MARKER)
-                || ["filestore", "full-db", "log"].iter().any(|own| name == *own)
+                || ["filestore", "full-db", "sharding", "log"].iter().any(|own| name == *own)
         };
         remove(&self.depot, is_left, &BTreeSet::new());
         self.watch(&self.depot.clone(), is_in_depot)?;
@@ -66,8 +66,8 @@ impl Traces {
 
     /// Notes what is in the directories of the configuration, which exist by now, and marks that of the index.
     pub fn watch_parts(&mut self, config: &Config) -> anyhow::Result<()> {
-        for layer in &config.chain {
-            self.watch(layer.dir(), is_in_provider)?;
+        for dir in config.chain.iter().flat_map(Layer::dirs) {
+            self.watch(dir, is_in_provider)?;
         }
         if config.index != self.depot {
             mark(&config.index, &config.id)?;
@@ -143,8 +143,8 @@ fn is_in_index(name: &OsStr) -> bool {
 }
 
 fn is_in_provider(name: &OsStr) -> bool {
-    let database = ["blobs.db", "blobs.db-wal", "blobs.db-shm"];
-    [".depotfs", "_pre", "_aside"].iter().chain(&database).any(|own| name == *own) || is_folder(name)
+    let own = [".depotfs", "_pre", "_aside", "blobs.db", "blobs.db-wal", "blobs.db-shm", "debt"];
+    own.iter().any(|own| name == *own) || is_folder(name)
 }
 
 /// Whether this is a folder of blobs by its name.

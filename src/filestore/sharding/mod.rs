@@ -18,7 +18,7 @@ pub use self::choice::{Choice, Write};
 pub use self::shard::{Opener, Shard};
 
 use self::debt::Debt;
-use super::blob::{Blob, FileId};
+use super::blob::{Blob, BlobFile, FileId};
 use super::error::{Error, Result};
 use super::provider::{Found, Health, Mended, Offer, Provider, ProviderStatus, Space, Visit};
 use super::staging::StagingDir;
@@ -243,6 +243,11 @@ impl Provider for Sharding {
     fn stat(&self, sum: &Checksum) -> Result<Option<u64>> {
         let order = self.choice.to_read(&self.shards);
         self.first(order, &|| format!("blob {sum}"), |provider| provider.stat(sum))
+    }
+
+    fn open_copy(&self, sum: &Checksum, file: FileId) -> Result<Option<BlobFile>> {
+        let what = || format!("a file of blob {sum}");
+        self.first(0..self.shards.len(), &what, |provider| provider.open_copy(sum, file))
     }
 
     fn locate(&self, sum: &Checksum) -> Result<Vec<Found>> {

@@ -42,6 +42,7 @@ const ELSEWHERE: &[&[&str]] = &[
     recovery::FAILING,
     recovery::EXPECTING,
     layers::DATABASE,
+    layers::SHARDS,
 ];
 
 #[test]

@@ -47,8 +47,21 @@ impl Depot {
     #[track_caller]
     pub fn new(mode: Mode) -> Depot {
         let depot = Depot::uninitialised(mode);
-        let template = if mode == Mode::Database { "full-db-direct" } else { "file-system" };
-        depot.cli(&["init", depot.dir_str(), "--template", template]).ok();
+        let chosen: &[&str] = match mode {
+            Mode::Database => &["template=full-db-direct"],
+            Mode::Sharded => &[
+                "chain=sharding",
+                "sharding.redundancy=2",
+                "sharding.check-period=100ms",
+                "sharding.shard[0].dir=shard0",
+                "sharding.shard[1].dir=shard1",
+                "sharding.shard[2].dir=shard2",
+            ],
+            _ => &["template=file-system"],
+        };
+        let mut args = vec!["init", depot.dir_str()];
+        chosen.iter().for_each(|setting| args.extend(["--set", *setting]));
+        depot.cli(&args).ok();
         depot
     }
 
@@ -192,7 +205,17 @@ impl Depot {
 
     /// Where blobs and staging files are.
     pub fn store(&self) -> PathBuf {
-        self.dir.join(if self.mode == Mode::Database { "full-db" } else { "filestore" })
+        self.stores().remove(0)
+    }
+
+    /// The same, of every shard.
+    pub fn stores(&self) -> Vec<PathBuf> {
+        let names: &[&str] = match self.mode {
+            Mode::Database => &["full-db"],
+            Mode::Sharded => &["shard0", "shard1", "shard2"],
+            _ => &["filestore"],
+        };
+        names.iter().map(|name| self.dir.join(name)).collect()
     }
 
     /// Checksums and bytes of the blobs in the database.
@@ -218,7 +241,9 @@ impl Depot {
         if self.mode == Mode::Database {
             return self.store().join("blobs.db");
         }
-        self.dir.join("filestore").join(&sum[..2]).join(sum)
+        let paths = self.stores().into_iter().map(|store| store.join(&sum[..2]).join(sum));
+        let paths: Vec<PathBuf> = paths.collect();
+        paths.iter().find(|path| path.exists()).unwrap_or(&paths[0]).clone()
     }
 
     /// Every blob in the filestore but the empty one, in order.
@@ -228,13 +253,15 @@ impl Depot {
         }
         let list =
             |dir: &Path| fs::read_dir(dir).map(|d| d.flatten().collect::<Vec<_>>()).unwrap_or_default();
-        let folders = list(&self.dir.join("filestore")).into_iter().filter(|f| f.file_name().len() == 2);
+        let stores = self.stores();
+        let folders = stores.iter().flat_map(|store| list(store)).filter(|f| f.file_name().len() == 2);
         let mut names: Vec<String> = folders
             .flat_map(|f| list(&f.path()))
             .map(|f| f.file_name().to_string_lossy().into_owned())
             .filter(|name| name.len() == 40 && name != EMPTY)
             .collect();
         names.sort();
+        names.dedup();
         names
     }
 
@@ -257,8 +284,9 @@ impl Depot {
 
     /// Names of the staging files that are there.
     pub fn staging(&self) -> Vec<String> {
-        let dir = fs::read_dir(self.store().join("_pre")).unwrap();
-        dir.flatten().map(|f| f.file_name().to_string_lossy().into_owned()).collect()
+        let stores = self.stores();
+        let files = stores.iter().flat_map(|store| fs::read_dir(store.join("_pre")).unwrap().flatten());
+        files.map(|file| file.file_name().to_string_lossy().into_owned()).collect()
     }
 
     pub fn is_mounted(&self) -> bool {

@@ -28,6 +28,8 @@ pub enum Mode {
     Cached,
     /// A mount as root makes it, of a depot that keeps blobs as rows of a database.
     Database,
+    /// The same of a depot with two copies of each blob on three shards.
+    Sharded,
     /// A mount that an ordinary user makes through fusermount3, and works in.
     User,
 }
@@ -41,6 +43,7 @@ impl Mode {
             "passthrough" => Mode::Passthrough,
             "cached" => Mode::Cached,
             "database" => Mode::Database,
+            "sharded" => Mode::Sharded,
             "user" => Mode::User,
             _ => panic!("no mode {name}"),
         }
