@@ -84,8 +84,7 @@ pub const DEPOT: &[Key] = &[
         name: "chain",
         kind: Kind::Chain,
         default: Some(chain::DEFAULT),
-        doc: "The same provider by provider, outermost first, in place of a template; the one that keeps the blobs is the \
-              last.",
+        doc: "The chain provider by provider, outermost first, in place of a template; the last one keeps the blobs.",
     },
     Key {
         name: "index",
