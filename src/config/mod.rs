@@ -232,7 +232,9 @@ impl Config {
             },
             chain: chosen.providers.iter().map(|provider| known.layer(provider)).collect(),
         };
-        if let Err(why) = config.keeps("durability", config.durability.name()) {
+        // What a chain that is wrong could keep is nobody's to say.
+        let kept = config.keeps("durability", config.durability.name());
+        if let (false, Err(why)) = (config.chain.is_empty(), kept) {
             problems.push(Problem::new("durability", format!("durability: {why}")));
         }
         (config, wrong.into_iter().chain(problems).collect())
@@ -396,6 +398,7 @@ mod tests {
         let text = "template = 'full-db-direct'\ndurability = 'remote'\nidnex = 1\n[log]\nto = 5\n[file-system]\ndir = 'x'";
         assert_eq!(told(text), ["idnex", "log.to", "file-system.dir", "id", "durability"]);
         assert_eq!(told("chain = ['x']\nfull-db.dir = 'x'"), ["chain", "id"], "nobody knows what it has");
+        assert_eq!(told("chain = []\ndurability = 'remote'"), ["chain", "id"]);
         assert_eq!(examine(Path::new("/d"), "id = ").unwrap_err().key, "");
     }
 

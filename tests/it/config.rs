@@ -290,11 +290,11 @@ fn what_others_may_not_read_is_told_so() {
         let depot = Depot::new(Mode::User);
         let path = depot.dir.join("depot.toml");
         config(&depot, "check", &[]).ok();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
         let err = config(&depot, "check", &[]).fails(1);
         assert!(err.contains("depot.toml cannot be read") && err.contains("ermission denied"), "{err}");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        fs::set_permissions(depot.store(), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(depot.store(), fs::Permissions::from_mode(0o000)).unwrap();
         assert_eq!(problems(&depot), ["file-system.dir"]);
         fs::set_permissions(depot.store(), fs::Permissions::from_mode(0o700)).unwrap();
         for verb in ["show", "check"] {
