@@ -345,6 +345,10 @@ mod tests {
         for table in [DEPOT, REPOSITORY] {
             let mut tables: Vec<&str> = table.iter().map(Key::table).collect();
             tables.dedup();
+            assert!(
+                tables.iter().skip(1).all(|table| !table.is_empty()),
+                "keys without a section come first"
+            );
             for key in table {
                 // A list has a table of its own in the file, with no other key of its section behind it.
                 let plain = key.name.replacen("[].", ".", 1);

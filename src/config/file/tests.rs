@@ -10,6 +10,7 @@ use crate::config::{parse_duration, parse_size};
 
 /// A key of every kind that has no example in depot.toml yet, and lists of tables.
 const ODD: &[Key] = &[
+    row("chain", Kind::Chain, Some("file-system")),
     row("word", Kind::Text, Some("")),
     row("cache.size", Kind::Size, Some("5GB")),
     row("cache.age", Kind::Duration, Some("1h30min")),
@@ -19,7 +20,6 @@ const ODD: &[Key] = &[
     row("sharding.copies", Kind::Count { min: 1, max: u64::MAX }, Some("1")),
     row("sharding.shard[].dir", Kind::Path, None),
     row("sharding.shard[].zone", Kind::Text, Some("")),
-    row("chain", Kind::Chain, Some("file-system")),
 ];
 
 const fn row(name: &'static str, kind: Kind, default: Option<&'static str>) -> Key {
