@@ -5,6 +5,7 @@
 
 mod blob;
 mod check;
+mod config;
 mod depot;
 #[cfg(test)]
 mod docs;
@@ -61,6 +62,7 @@ enum Command {
     Status(status::Args),
     Metrics(metrics::Args),
     Repo(repo::Args),
+    Config(config::Args),
     Blob(blob::Args),
     Check(check::Args),
     Log(log::Args),
@@ -79,6 +81,7 @@ impl Command {
             Command::Status(args) => status::run(&args, out),
             Command::Metrics(args) => metrics::run(&args, out),
             Command::Repo(args) => repo::run(args, out),
+            Command::Config(args) => config::run(&args, out),
             Command::Blob(args) => blob::run(args, out),
             Command::Check(args) => check::run(&args, out),
             Command::Log(args) => log::run(&args),

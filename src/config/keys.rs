@@ -88,8 +88,7 @@ pub const DEPOT: &[Key] = &[
         name: "chain",
         kind: Kind::Chain,
         default: Some(chain::DEFAULT),
-        doc: "The same provider by provider, outermost first, in place of a template; the one that keeps the blobs is the \
-              last.",
+        doc: "The chain provider by provider, outermost first, in place of a template; the last one keeps the blobs.",
     },
     Key {
         name: "index",
@@ -406,6 +405,10 @@ mod tests {
         for table in [DEPOT, REPOSITORY] {
             let mut tables: Vec<&str> = table.iter().map(Key::table).collect();
             tables.dedup();
+            assert!(
+                tables.iter().skip(1).all(|table| !table.is_empty()),
+                "keys without a section come first"
+            );
             for key in table {
                 // A list has a table of its own in the file, with no other key of its section behind it.
                 let plain = key.name.replacen("[].", ".", 1);

@@ -152,45 +152,71 @@ fn read_text(path: &Path) -> io::Result<String> {
 /// The configuration that the text of a depot.toml makes, as far as it makes one, and all that is wrong with it. What is
 /// wrong stands at its default. A text that is not TOML is the error.
 pub fn examine(depot: &Path, text: &str) -> Result<(Config, Vec<Problem>), Problem> {
-    let (values, mut problems) = file::read(keys::DEPOT, text)?;
-    let (config, more) = Config::assemble(depot, &values, &environment::of_process);
-    // A wrong value was left out, and is not missing as well.
-    let told = |key: &str| problems.iter().any(|problem| problem.concerns(key));
-    let more: Vec<Problem> = more.into_iter().filter(|problem| !told(&problem.key)).collect();
-    problems.extend(more);
-    Ok((config, problems))
+    let (values, problems) = file::read(keys::DEPOT, text)?;
+    Ok(Config::assemble(depot, &values, problems))
+}
+
+/// Every key that means something in this depot, with its value and where that comes from.
+pub fn entries(depot: &Path) -> Result<Vec<Entry>, Error> {
+    let text = text(depot)?;
+    let not_toml = |problem: Problem| wrong(depot, problem.text);
+    let (values, _) = file::read(keys::DEPOT, &text).map_err(not_toml)?;
+    let (_, mut problems) = examine(depot, &text).map_err(not_toml)?;
+    let chosen = Chosen::of(&values).unwrap_or_default();
+    let entries = effective(keys::DEPOT, &chosen, &values, &environment::of_process);
+    // A variable may be set where the daemon is started, and not here.
+    let unset = |key: &str| entries.iter().any(|e| e.key == key && matches!(e.origin, Origin::Unset(_)));
+    problems.retain(|problem| !unset(&problem.key));
+    refuse(depot, &problems)?;
+    Ok(entries)
+}
+
+fn wrong(depot: &Path, why: String) -> Error {
+    Error::Wrong(depot.join(FILE), why)
+}
+
+/// An error that tells the first problem, if there is one, and where the others are told.
+fn refuse(depot: &Path, problems: &[Problem]) -> Result<(), Error> {
+    match problems {
+        [] => Ok(()),
+        [only] => Err(wrong(depot, only.text.clone())),
+        [first, others @ ..] => {
+            let (more, shown) = (others.len(), depot.display());
+            Err(wrong(depot, format!("{first} (and {more} more, told by: depotfs config check {shown})")))
+        }
+    }
 }
 
 impl Config {
     /// Reads the depot.toml of `depot`, a canonical path.
     pub fn load(depot: &Path) -> Result<Config, Error> {
-        let wrong = |why: String| Error::Wrong(depot.join(FILE), why);
-        let (config, problems) = examine(depot, &text(depot)?).map_err(|problem| wrong(problem.text))?;
-        match problems.as_slice() {
-            [] => Ok(config),
-            [only] => Err(wrong(only.text.clone())),
-            [first, others @ ..] => {
-                let (more, depot) = (others.len(), depot.display());
-                Err(wrong(format!("{first} (and {more} more, told by: depotfs config check {depot})")))
-            }
-        }
+        let (config, problems) =
+            examine(depot, &text(depot)?).map_err(|problem| wrong(depot, problem.text))?;
+        refuse(depot, &problems)?;
+        Ok(config)
     }
 
     /// The configuration of `depot` with these values and defaults for the rest.
     pub fn build(depot: &Path, values: &Values) -> Result<Config, String> {
-        let (config, problems) = Config::assemble(depot, values, &environment::of_process);
+        let (config, problems) = Config::assemble(depot, values, Vec::new());
         problems.first().map_or(Ok(config), |problem| Err(problem.text.clone()))
     }
 
-    /// The same as far as it goes, and all that is wrong with it.
-    fn assemble(depot: &Path, values: &Values, variables: environment::Lookup) -> (Config, Vec<Problem>) {
-        let (values, mut problems) = environment::resolve(keys::DEPOT, values, variables);
-        let chosen = Chosen::of(&values).map_err(|problem| problems.push(problem)).ok();
+    /// The same as far as it goes, where `wrong` was left out of the values, and all that is wrong.
+    fn assemble(depot: &Path, values: &Values, wrong: Vec<Problem>) -> (Config, Vec<Problem>) {
+        // What was left out is not missing as well.
+        let told = |key: &str| wrong.iter().any(|problem| problem.concerns(key));
+        let (values, mut problems) = environment::resolve(keys::DEPOT, values, &environment::of_process);
+        let chosen = match told("chain") || told("template") {
+            true => None,
+            false => Chosen::of(&values).map_err(|problem| problems.push(problem)).ok(),
+        };
         if let Some(chosen) = &chosen {
             problems.extend(chosen.unused(&values));
         }
         let chosen = chosen.unwrap_or_default();
         problems.extend(file::missing(keys::DEPOT, &chosen, &values));
+        problems.retain(|problem| !told(&problem.key));
         let known = Known { depot, values: &values };
         let config = Config {
             depot: depot.into(),
@@ -211,10 +237,12 @@ impl Config {
                 problems.extend(layer.problems());
             }
         }
-        if let Err(why) = config.keeps("durability", config.durability.name()) {
+        // What a chain that is wrong could keep is nobody's to say.
+        let kept = config.keeps("durability", config.durability.name());
+        if let (false, Err(why)) = (config.chain.is_empty(), kept) {
             problems.push(Problem::new("durability", format!("durability: {why}")));
         }
-        (config, problems)
+        (config, wrong.into_iter().chain(problems).collect())
     }
 
     /// Whether the chain can keep what a setting promises; the error says what it can.
@@ -399,7 +427,8 @@ mod tests {
         assert_eq!(told("id = 'x'"), ["id"], "it is wrong, and not missing");
         let text = "template = 'full-db-direct'\ndurability = 'remote'\nidnex = 1\n[log]\nto = 5\n[file-system]\ndir = 'x'";
         assert_eq!(told(text), ["idnex", "log.to", "file-system.dir", "id", "durability"]);
-        assert_eq!(told("chain = ['x']\nfull-db.dir = 'x'"), ["chain", "full-db.dir", "id"]);
+        assert_eq!(told("chain = ['x']\nfull-db.dir = 'x'"), ["chain", "id"], "nobody knows what it has");
+        assert_eq!(told("chain = []\ndurability = 'remote'"), ["chain", "id"]);
         assert_eq!(examine(Path::new("/d"), "id = ").unwrap_err().key, "");
     }
 

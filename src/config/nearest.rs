@@ -1,7 +1,13 @@
 //! Finds the word that somebody probably meant.
 
+/// Longer than any word that is known, and than any that is meant for one; comparing takes time and room for each letter.
+const LONGEST: usize = 200;
+
 /// The candidate closest to `word`, if it is close enough to be worth naming.
 pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    if word.len() > LONGEST {
+        return None;
+    }
     let limit = (word.chars().count() / 3).max(2);
     let candidates: Vec<&str> = candidates.into_iter().collect();
     if let Some(begun) = candidates.iter().find(|c| word.len() >= 3 && c.starts_with(word)) {
@@ -60,6 +66,7 @@ mod tests {
         assert_eq!(nearest("durabilty", words), Some("durability"));
         assert_eq!(nearest("zzzzzz", words), None);
         assert_eq!(nearest("", words), None);
+        assert_eq!(nearest(&"index".repeat(100_000), words), None);
         assert_eq!(nearest("dura", words), Some("durability"));
         assert_eq!(suggestion("indx", words), "; the nearest known one is \"index\"");
     }

@@ -35,6 +35,7 @@ use signal_hook::iterator::Signals;
 use self::detach::Handover;
 use self::lock::Holder;
 use self::logging::Logging;
+pub use self::logging::VARIABLE as LOG_VARIABLE;
 use crate::config::Config;
 use crate::control::{self, Service, report::MountStatus};
 use crate::fuse::options::{Options, Switch};

@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use crate::change::{Ino, Kind, ROOT};
 use crate::checksum::unhex;
 use crate::clock;
-use crate::config::{self, Atime, Config, Durability};
+use crate::config::{self, Atime, Config, Durability, LogTo, Problem};
 use crate::filestore::sharding::Write;
 use crate::filestore::{self, Filestore};
 use crate::fuse::options::Options;
@@ -148,22 +148,61 @@ fn depot_id(config: &Config) -> anyhow::Result<[u8; 16]> {
 
 /// The providers of the chain, outermost first.
 fn layers(config: &Config) -> anyhow::Result<Vec<filestore::Layer>> {
-    config
-        .chain
-        .iter()
-        .map(|layer| {
-            Ok(match layer {
-                config::Layer::FileSystem(leaf) => {
-                    filestore::Layer::FileSystem { dir: leaf.dir.clone(), options: filestore_options(leaf) }
-                }
-                config::Layer::FullDb(leaf) => {
-                    refuse_network(&leaf.dir, "the database of the blobs", "full-db.dir")?;
-                    filestore::Layer::FullDb { dir: leaf.dir.clone() }
-                }
-                config::Layer::Sharding(leaf) => sharding(leaf),
-            })
-        })
-        .collect()
+    config.chain.iter().map(layer).collect()
+}
+
+fn layer(layer: &config::Layer) -> anyhow::Result<filestore::Layer> {
+    Ok(match layer {
+        config::Layer::FileSystem(leaf) => {
+            filestore::Layer::FileSystem { dir: leaf.dir.clone(), options: filestore_options(leaf) }
+        }
+        config::Layer::FullDb(leaf) => {
+            refuse_network(&leaf.dir, "the database of the blobs", "full-db.dir")?;
+            filestore::Layer::FullDb { dir: leaf.dir.clone() }
+        }
+        config::Layer::Sharding(leaf) => sharding(leaf),
+    })
+}
+
+/// What of a configuration is not so on the disks. Changes nothing and needs no lock, so the depot may be mounted.
+pub fn examine(config: &Config) -> Vec<Problem> {
+    let mut found = vec![("index".to_owned(), examine_index(&config.index))];
+    if config.log.to == LogTo::File {
+        found.push(("log.dir".into(), must_be_directory(&config.log.dir)));
+    }
+    // Without an id there is nothing to compare theirs with.
+    if let Ok(id) = depot_id(config) {
+        let examined = |of: &config::Layer| Ok(layer(of)?.examine(id)?);
+        found.extend(config.chain.iter().map(|of| (format!("{}.dir", of.name()), examined(of))));
+    }
+    let problem = |(key, found): (String, anyhow::Result<()>)| {
+        let text = format!("{key}: {:#}", found.err()?);
+        Some(Problem::new(key, text))
+    };
+    found.into_iter().filter_map(problem).collect()
+}
+
+/// Whose index it is stands in the database, which is not touched while others may use it; a mount looks there.
+fn examine_index(directory: &Path) -> anyhow::Result<()> {
+    must_be_directory(directory)?;
+    refuse_network(directory, "the index", "index")?;
+    let file = directory.join(INDEX_FILE);
+    match fs::metadata(&file) {
+        Ok(there) if there.is_file() => Ok(()),
+        Ok(_) => bail!("{} is not a file: put back the index of this depot", file.display()),
+        Err(error) => {
+            Err(error).with_context(|| format!("{} cannot be found (is its disk mounted?)", file.display()))
+        }
+    }
+}
+
+fn must_be_directory(path: &Path) -> anyhow::Result<()> {
+    let there = fs::metadata(path)
+        .with_context(|| format!("directory {} cannot be found (is its disk mounted?)", path.display()))?;
+    if !there.is_dir() {
+        bail!("{} is not a directory: name one", path.display());
+    }
+    Ok(())
 }
 
 fn sharding(leaf: &config::Sharding) -> filestore::Layer {

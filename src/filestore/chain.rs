@@ -9,6 +9,7 @@ use super::file_system::{FileSystem, Options};
 use super::full_db::FullDb;
 use super::provider::Provider;
 use super::sharding::{self, Choice, Shard, Sharding, Write};
+use super::volume::Volume;
 
 /// One provider of a chain, as it is configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,6 +98,17 @@ impl Layer {
             }
         })
     }
+
+    /// Refuses a directory that is not there or is not this depot's. Changes nothing, so it may be in use.
+    pub fn examine(&self, depot_id: [u8; 16]) -> Result<()> {
+        match self {
+            Layer::FileSystem { dir, .. } | Layer::FullDb { dir } => Volume::examine(dir, depot_id),
+            Layer::Sharding { dir, shards, .. } => {
+                Volume::examine(dir, depot_id)?;
+                shards.iter().try_for_each(|shard| Volume::examine(&shard.dir, depot_id))
+            }
+        }
+    }
 }
 
 impl ShardOptions {
@@ -106,5 +118,40 @@ impl ShardOptions {
             Ok(Arc::new(FileSystem::open(&dir, depot_id, &Options::default())?))
         };
         Shard::new(self.dir.clone(), self.zone.clone(), self.write_enabled, check_period, Box::new(open))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::error::Error;
+    use super::*;
+
+    #[test]
+    fn a_directory_is_examined_without_a_change() {
+        let scratch = tempfile::tempdir().unwrap();
+        let at = |name: &str| scratch.path().join(name);
+        let layers = |name: &str| {
+            let (dir, options) = (at(name), Options::default());
+            [Layer::FileSystem { dir: dir.clone(), options }, Layer::FullDb { dir }]
+        };
+        std::fs::create_dir(at("empty")).unwrap();
+        for name in ["missing", "empty"] {
+            for layer in layers(name) {
+                let refused = layer.examine([7; 16]);
+                assert!(matches!(refused, Err(Error::NotADepotDirectory { .. })), "{refused:?}");
+            }
+        }
+        for (layer, name) in [(&layers("files")[0], "files"), (&layers("database")[1], "database")] {
+            layer.create([7; 16]).unwrap();
+            let names = || std::fs::read_dir(at(name)).unwrap().count();
+            let before = names();
+            layer.examine([7; 16]).unwrap();
+            assert_eq!(names(), before);
+            let _opened = layer.open([7; 16]).unwrap();
+            layer.examine([7; 16]).unwrap();
+            let refused = layer.examine([8; 16]);
+            assert!(matches!(refused, Err(Error::Foreign { .. })), "{refused:?}");
+        }
+        assert!(!at("missing").exists() && std::fs::read_dir(at("empty")).unwrap().count() == 0);
     }
 }

@@ -105,15 +105,25 @@ impl Volume {
     /// Opens a directory that `mark` marked as this depot's.
     pub(super) fn open(path: &Path, depot_id: [u8; 16]) -> Result<Volume> {
         let volume = Volume::reach(path)?;
-        if !volume.is_marked(depot_id)? {
-            return Err(volume.no_depot(format!("it has no file {MARKER} (is its disk mounted?)")));
-        }
+        volume.must_be_marked(depot_id)?;
         for folder in [PRE, ASIDE] {
             volume.make_folder(folder, 0o700)?;
         }
         volume.clear_temporaries()?;
         volume.must_link()?;
         Ok(volume)
+    }
+
+    /// Refuses what `open` does, as far as that is told without changing anything.
+    pub(super) fn examine(path: &Path, depot_id: [u8; 16]) -> Result<()> {
+        Volume::reach(path)?.must_be_marked(depot_id)
+    }
+
+    fn must_be_marked(&self, depot_id: [u8; 16]) -> Result<()> {
+        match self.is_marked(depot_id)? {
+            true => Ok(()),
+            false => Err(self.no_depot(format!("it has no file {MARKER} (is its disk mounted?)"))),
+        }
     }
 
     fn reach(path: &Path) -> Result<Volume> {

@@ -300,7 +300,9 @@ fn wrong_usage_exits_2() {
         }
         assert!(depot.cli(&["--version"]).ok().starts_with("depotfs "));
         let help = depot.cli(&["--help"]).ok();
-        for command in ["init", "mount", "umount", "flush", "status", "metrics", "repo", "blob", "check"] {
+        for command in
+            ["init", "mount", "umount", "flush", "status", "metrics", "repo", "config", "blob", "check"]
+        {
             assert!(help.contains(command), "{command} is not in the help");
             depot.cli(&[command, "--help"]).ok();
         }

@@ -17,6 +17,7 @@ mod check;
 mod checksums;
 mod coherence;
 mod command_line;
+mod config;
 mod conformance;
 mod content;
 mod copies;
