@@ -98,8 +98,15 @@ impl Filestore {
 
     /// Makes a staging file of the first `limit` bytes of a blob, sharing blocks where possible and keeping holes;
     /// nothing is left of it on failure.
-    pub fn stage_from(&self, name: StagingName, sum: &Checksum, limit: u64) -> Result<StagingWriter> {
-        let blob = self.provider.open(sum, None)?.ok_or(Error::Missing(*sum))?;
+    pub fn stage_from(
+        &self,
+        name: StagingName,
+        sum: &Checksum,
+        size: u64,
+        limit: u64,
+    ) -> Result<StagingWriter> {
+        // A blob that was cut must not become the next version of a file.
+        let blob = self.open_blob(sum, size)?;
         self.provider.stage()?.create_from(name, &blob, limit)
     }
 

@@ -398,8 +398,8 @@ fn a_sparse_file_stays_sparse_all_the_way() {
     let sum = Checksum([3; 20]);
     depot.store.put(&[(sum, Staged { name, size: SIZE })]).unwrap();
     let started = Instant::now();
-    let copy = depot.store.stage_from(fresh_name(), &sum, u64::MAX).unwrap();
-    let cut = depot.store.stage_from(fresh_name(), &sum, (3 << 30) + 3).unwrap();
+    let copy = depot.store.stage_from(fresh_name(), &sum, SIZE, u64::MAX).unwrap();
+    let cut = depot.store.stage_from(fresh_name(), &sum, SIZE, (3 << 30) + 3).unwrap();
     depot.store.discard(name).unwrap();
     detach(&depot.store, &sum).unwrap();
     assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
@@ -428,8 +428,8 @@ fn copies_share_blocks_where_the_file_system_can() {
         depot.store.discard(name).unwrap();
         let copies = [fresh_name(), fresh_name()];
         let before = depot.store.free_space().unwrap().free;
-        let whole = depot.store.stage_from(copies[0], &sum, size).unwrap();
-        let cut = depot.store.stage_from(copies[1], &sum, 10 * MIB + 5).unwrap();
+        let whole = depot.store.stage_from(copies[0], &sum, size, size).unwrap();
+        let cut = depot.store.stage_from(copies[1], &sum, size, 10 * MIB + 5).unwrap();
         depot.store.force_staging(&copies).unwrap();
         let used = before.saturating_sub(depot.store.free_space().unwrap().free);
         assert_eq!(used < 8 * MIB, mkfs != "mkfs.ext4", "{mkfs}: {used}");
@@ -454,7 +454,7 @@ fn a_full_disk_leaves_the_earlier_state() {
     let name = fresh_name();
     let full = depot.store.stage(name).unwrap().write_at(&vec![1; 4 * MIB as usize], 0).unwrap_err();
     assert_eq!(full.kind(), io::ErrorKind::StorageFull);
-    assert!(depot.store.stage_from(fresh_name(), &sum, u64::MAX).unwrap_err().is_full());
+    assert!(depot.store.stage_from(fresh_name(), &sum, 2 * MIB, u64::MAX).unwrap_err().is_full());
     assert!(detach(&depot.store, &sum).unwrap_err().is_full());
     assert_eq!(depot.store.staging_names().unwrap(), [name]);
     assert_eq!(listed(depot.provider(), None), before);

@@ -135,13 +135,18 @@ impl Vfs {
 
     /// Makes the staging file that was left out, and says so in the row.
     pub(super) fn make_staging(&self, row: StagedRow) -> Result<StagedRow> {
-        self.stage_untouched(row.file)?;
-        // A crash here leaves an empty staging file, which is what the row says.
-        failpoint::hit("copy.made");
-        let MountId { boot, mount } = self.store.mount_of(row.file)?;
-        let row = StagedRow { boot, mount, checksum: None, ..row };
-        self.commit(&[Change::Stage(row.clone())]).inspect_err(|_| self.give_up_staging(row.file))?;
-        Ok(row)
+        let file = row.file;
+        let make = || -> Result<StagedRow> {
+            self.stage_untouched(file)?;
+            // A crash here leaves an empty staging file, which is what the row says.
+            failpoint::hit("copy.made");
+            let MountId { boot, mount } = self.store.mount_of(file)?;
+            let row = StagedRow { boot, mount, checksum: None, ..row };
+            self.commit(&[Change::Stage(row.clone())])?;
+            Ok(row)
+        };
+        // Nobody has written to it, and the next try makes it anew.
+        make().inspect_err(|_| self.give_up_staging(file))
     }
 
     fn copy_bytes(&self, from: Place, to: Place, len: u64) -> Result<u64> {

@@ -383,6 +383,8 @@ impl Vfs {
             }
         }
         node.staged = Some(Staged::new(row));
+        // What was left of a copy that could not be ended.
+        node.clone = None;
         Ok(())
     }
 
@@ -457,7 +459,11 @@ impl Vfs {
         }
         let known = match self.owned_file(&latch, inode.ino) {
             // A mapping of it may be left, which has to see what is written.
-            Some(file) => self.store.open_copy(sum, file)?,
+            Some(file) => match self.store.open_copy(sum, file) {
+                Ok(known) => known,
+                // Its disk is away: another copy is read, by the daemon.
+                Err(_) => return Ok(None),
+            },
             None => None,
         };
         let Some(blob) = known.or_else(|| blob.into_local()) else { return Ok(None) };

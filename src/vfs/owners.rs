@@ -35,7 +35,8 @@ impl Vfs {
             None => Ok(true),
             Some(owner) if owner.ino == ino => Ok(true),
             Some(owner) if owner.open => Ok(false),
-            Some(_) => self.blob_is_unused(latch),
+            // Where that cannot be told, the daemon serves it.
+            Some(_) => Ok(self.blob_is_unused(latch).unwrap_or(false)),
         }
     }
 
@@ -60,6 +61,14 @@ impl Vfs {
     /// The blob has a file of its own again, or none.
     pub(super) fn disown(&self, sum: &Checksum) {
         self.owners.lock().remove(sum);
+    }
+
+    /// This file is a writer's now, whoever was served from it; one who is served from another keeps it.
+    pub(super) fn disown_file(&self, sum: &Checksum, file: FileId) {
+        let mut owners = self.owners.lock();
+        if owners.get(sum).is_some_and(|owner| owner.file == file) {
+            owners.remove(sum);
+        }
     }
 
     /// The file of a blob of which `ino` left a mapping behind when it was closed. Under the blob's latch.

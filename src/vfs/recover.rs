@@ -51,10 +51,10 @@ impl Vfs {
         for ino in &orphans {
             let row = self.index.staged_of(*ino)?;
             // Bytes that could not be sealed are kept, as `reap` keeps them.
-            if let Some((file, why)) = row.as_ref().and_then(|row| Some((row.file, row.failed.as_ref()?)))
-                && self.store.stat_staging(file).is_ok()
+            if let Some((row, why)) = row.as_ref().and_then(|row| Some((row, row.failed.as_ref()?)))
+                && self.is_there(row)?
             {
-                self.set_aside(file, &format!("inode {ino}, removed since: {why}"))?;
+                self.set_aside(row.file, &format!("inode {ino}, removed since: {why}"))?;
             }
             let seq = self.commit(&[Change::Reap { ino: *ino }])?;
             // A crash in a recovery is one before it: the next does what is left.
@@ -80,13 +80,24 @@ impl Vfs {
 
     /// A read-only mount changes nothing, but shows the newest version where it stands.
     fn show_staged(&self, row: StagedRow) -> Result<()> {
-        let there = self.store.stat_staging(row.file).is_ok();
+        let there = self.is_there(&row)?;
         if self.stands(&row, there)? && (there || row.is_unmade()) {
             let mut node = self.nodes.lock(row.ino);
             node.clone = (!there).then(|| CloneOf::nothing_yet(row.file));
             node.staged = Some(Staged::new(row));
         }
         Ok(())
+    }
+
+    /// Whether a staging file is there; that it cannot be looked for is an error.
+    fn is_there(&self, row: &StagedRow) -> Result<bool> {
+        match self.store.stat_staging(row.file) {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_absent() => Ok(false),
+            // What was not made is on no shard that is away either.
+            Err(filestore::Error::Away { .. }) if row.is_unmade() => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Whether the bytes of a staging file, which is there or not, are those that were written.
@@ -103,13 +114,7 @@ impl Vfs {
     }
 
     fn recover_staged(&self, row: StagedRow, done: &mut Recovered) -> Result<()> {
-        let there = match self.store.stat_staging(row.file) {
-            Ok(_) => true,
-            Err(error) if error.is_absent() => false,
-            // What was not made is on no shard that is away either.
-            Err(filestore::Error::Away { .. }) if row.is_unmade() => false,
-            Err(error) => return Err(error.into()),
-        };
+        let there = self.is_there(&row)?;
         let stands = self.stands(&row, there)?;
         if stands && (there || row.is_unmade()) {
             let row = if there { self.out_of_reach(row)? } else { self.make_staging(row)? };

@@ -205,7 +205,7 @@ impl Vfs {
         // The latch keeps the blob's file from changing hands, and being written, while it is copied.
         let _latch = self.store.latch(sum);
         let writer =
-            if keep == 0 { self.store.stage(name)? } else { self.store.stage_from(name, sum, keep)? };
+            if keep == 0 { self.store.stage(name)? } else { self.store.stage_from(name, sum, size, keep)? };
         sys::set_mtime(&writer, UNTOUCHED)
             .map_err(Error::io(format!("set the time of staging file {name}")))?;
         Ok(name)
@@ -217,7 +217,7 @@ impl Vfs {
         self.store.detach(&latch, name, file_id)?;
         // A crash here leaves the blob under its name with a file of its own. Nobody has written to the old one.
         failpoint::hit("swap.detached");
-        self.change_hands(sum);
+        self.change_hands(sum, file_id);
         let writer = self.only_writer(name)?;
         let found = writer.stat().map_err(Error::io(format!("stat staging file {name}")))?;
         if found.file_id != file_id {
@@ -248,11 +248,11 @@ impl Vfs {
     }
 
     /// The blob has got another file: readers of other inodes that hold the old one must not see what is written to it.
-    fn change_hands(&self, sum: &Checksum) {
+    fn change_hands(&self, sum: &Checksum, file: FileId) {
         let _gate = self.blob_reads.write();
         self.descriptors.forget_blob(sum);
         self.hand_overs.fetch_add(1, Ordering::AcqRel);
-        self.disown(sum);
+        self.disown_file(sum, file);
     }
 
     /// Sees to it that a staging file has one name: a put that was not committed may have left it linked as a blob.
@@ -274,7 +274,7 @@ impl Vfs {
                 self.store.detach(&latch, name, stat.file_id)?;
                 // A crash here leaves the staged version in a file of one name, and a blob that the index may not know.
                 failpoint::hit("private.detached");
-                self.change_hands(&sum);
+                self.change_hands(&sum, stat.file_id);
                 return Ok(());
             }
         }

@@ -67,9 +67,16 @@ impl Vfs {
     }
 
     /// As `fsync`, with others that come at the same time.
-    fn fsync_staged(&self, ino: Ino, name: StagingName) -> Result<()> {
-        let together = |files: &[(Ino, StagingName)]| self.fsync_together(files);
-        self.fsyncs.join((ino, name), together, || self.fsync_one(ino, name))
+    fn fsync_staged(&self, ino: Ino, mut name: StagingName) -> Result<()> {
+        loop {
+            let together = |files: &[(Ino, StagingName)]| self.fsync_together(files);
+            self.fsyncs.join((ino, name), together, || self.fsync_one(ino, name))?;
+            // The bytes may have been moved to another staging file meanwhile, which was not forced.
+            match self.staged_to_force(ino)? {
+                Some(other) if other != name => name = other,
+                _ => return Ok(()),
+            }
+        }
     }
 
     fn fsync_one(&self, ino: Ino, name: StagingName) -> Result<()> {

@@ -19,7 +19,32 @@ modes!(every_chain:
     random_handles_agree, hard_links_are_one_file, a_reader_in_another_process,
 );
 
-modes!(mounted: a_writer_beside_a_reader_of_what_was_just_sealed);
+modes!(mounted:
+    a_writer_beside_a_reader_of_what_was_just_sealed, a_twin_that_is_written_again_leaves_the_others_alone,
+);
+
+/// Three files of one content: what is done to the second must not let the third in on the file of the first.
+fn a_twin_that_is_written_again_leaves_the_others_alone(t: &Tree) {
+    let bytes = noise(1, 100_000);
+    let one = t.sealed("one", &bytes);
+    let first = File::open(&one).unwrap();
+    let two = t.file("two", &bytes);
+    let reader = File::open(&two).unwrap();
+    t.seal();
+    drop(rw(&two));
+    t.seal();
+    let three = t.sealed("three", &bytes);
+    let third = File::open(&three).unwrap();
+    rw(&one).write_all_at(b"only in the first", 0).unwrap();
+    rw(&two).write_all_at(b"only in the second", 0).unwrap();
+    let mut seen = vec![0; bytes.len()];
+    third.read_exact_at(&mut seen, 0).unwrap();
+    assert!(seen == bytes, "the third file shows what was written to another");
+    first.read_exact_at(&mut seen[..17], 0).unwrap();
+    assert_eq!(seen[..17], *b"only in the first");
+    reader.read_exact_at(&mut seen[..18], 0).unwrap();
+    assert_eq!(seen[..18], *b"only in the second");
+}
 
 const PAGES: usize = 3 * 4096;
 const START: u8 = b'.';

@@ -1,6 +1,6 @@
 //! Content: one blob for each, whatever happens to names and handles; collisions, damage, healing, space.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::fd::IntoRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
@@ -15,7 +15,7 @@ use crate::harness::{Fails, Tree, eventually, on_depot, sha1};
 modes!(mounted:
     a_blob_is_named_by_its_bytes, one_content_is_stored_once, files_are_sealed_soon_after_close,
     a_removed_file_is_never_hashed, an_opened_blob_cannot_be_changed, a_missing_blob_concerns_one_file,
-    a_blob_of_the_wrong_size_concerns_one_file, writing_the_content_again_heals, colliding_files_are_kept_apart,
+    a_blob_of_the_wrong_size_concerns_one_file, writing_the_content_again_heals, a_cut_blob_cannot_be_opened_for_writing, colliding_files_are_kept_apart,
     appending_often_is_not_quadratic, one_changed_page_is_not_a_copy_each_time, emptying_keeps_what_was_forced,
 );
 modes!(mounted_root:
@@ -154,6 +154,22 @@ fn a_missing_blob_concerns_one_file(t: &Tree) {
 
 fn a_blob_of_the_wrong_size_concerns_one_file(t: &Tree) {
     one_file_suffers(t, "short");
+}
+
+/// What was cut must not become the next version of the file: the blob stays what `check` tells of.
+fn a_cut_blob_cannot_be_opened_for_writing(t: &Tree) {
+    let bytes = b"bytes of which some are lost";
+    let path = t.sealed("file", bytes);
+    t.remount();
+    damage(t, &sha1(bytes), "short");
+    OpenOptions::new().append(true).open(&path).fails(Errno::EIO);
+    OpenOptions::new().read(true).write(true).open(&path).fails(Errno::EIO);
+    t.seal();
+    assert_eq!(fs::metadata(&path).unwrap().len(), bytes.len() as u64);
+    // Emptying it needs none of its bytes.
+    fs::write(&path, "others").unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"others");
+    t.sealed("again", bytes);
 }
 
 fn writing_the_content_again_heals(t: &Tree) {
@@ -355,7 +371,7 @@ fn appending_often_is_not_quadratic(t: &Tree) {
         use std::io::Write;
         let path = t.path(name);
         for _ in 0..100 {
-            fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"x\n").unwrap();
+            OpenOptions::new().append(true).open(&path).unwrap().write_all(b"x\n").unwrap();
         }
     };
     t.sealed("small", "x");

@@ -31,6 +31,8 @@ struct Known {
     sums: BTreeSet<Checksum>,
     file: File,
     lines: usize,
+    /// The file may not be what it should: it is written anew before more is added.
+    torn: bool,
 }
 
 impl Debt {
@@ -44,7 +46,7 @@ impl Debt {
         }
         let file = write(&volume, &sums)?;
         let lines = sums.len();
-        Ok(Debt { volume, known: Mutex::new(Known { sums, file, lines }) })
+        Ok(Debt { volume, known: Mutex::new(Known { sums, file, lines, torn: false }) })
     }
 
     /// Remembers blobs; durable on Ok.
@@ -54,8 +56,13 @@ impl Debt {
         if new.is_empty() {
             return Ok(());
         }
+        if known.torn {
+            known.file = write(&self.volume, &known.sums)?;
+            known.torn = false;
+        }
         let text: String = new.iter().map(|sum| format!("{sum}\n")).collect();
         let wrote = known.file.write_all(text.as_bytes()).and_then(|()| known.file.sync_data());
+        known.torn = wrote.is_err();
         wrote.doing("note what lacks copies in", self.volume.at(FILE))?;
         known.lines += new.len();
         known.sums.extend(new);
@@ -68,8 +75,9 @@ impl Debt {
         if known.sums.remove(sum)
             && (known.sums.is_empty() || known.lines > known.sums.len() + IDLE_LINES_MAX)
         {
+            known.torn = true;
             known.file = write(&self.volume, &known.sums)?;
-            known.lines = known.sums.len();
+            (known.torn, known.lines) = (false, known.sums.len());
         }
         Ok(())
     }

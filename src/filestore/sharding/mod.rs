@@ -22,7 +22,7 @@ use super::blob::{Blob, BlobFile, FileId};
 use super::error::{Error, Result};
 use super::provider::{Found, Health, Mended, Offer, Provider, ProviderStatus, Space, Visit};
 use super::staging::StagingDir;
-use super::volume::Volume;
+use super::volume::{Volume, tidied};
 use crate::change::StagingName;
 use crate::checksum::{self, Checksum};
 use crate::failpoint;
@@ -97,30 +97,39 @@ impl Sharding {
         for i in order {
             match self.try_ask(i, &look) {
                 Ok(Some(Some(found))) => return Ok(Some(found)),
-                Ok(_) => {}
+                Ok(Some(None)) => {}
+                // It was not asked, even if it should be back by now.
+                Ok(None) => failed = Some(self.away(i, &what())),
                 Err(error) => failed = Some(error),
             }
         }
-        failed.map_or(Ok(()), Err).and_then(|()| self.nowhere(&what()))?;
-        Ok(None)
+        failed.map_or(Ok(None), Err)
+    }
+
+    /// That something may be on a shard that is away.
+    fn away(&self, i: usize, what: &str) -> Error {
+        let shard = &self.shards[i];
+        let why = shard.trouble().unwrap_or_else(|| "it was away a moment ago".into());
+        Error::Away { what: what.to_owned(), dir: shard.dir.clone(), why }
     }
 
     /// That something is nowhere, unless a shard is away that may have it.
     fn nowhere(&self, what: &str) -> Result<()> {
-        match self.shards.iter().find(|shard| shard.get().is_none()) {
-            Some(away) => Err(Error::Away {
-                what: what.to_owned(),
-                dir: away.dir.clone(),
-                why: away.trouble().unwrap_or_default(),
-            }),
+        match (0..self.shards.len()).find(|i| self.shards[*i].get().is_none()) {
+            Some(i) => Err(self.away(i, what)),
             None => Ok(()),
         }
     }
 
-    /// The size of each copy, by the number of its shard.
+    /// The size of each copy, by the number of its shard, as far as shards can be asked.
     fn copies(&self, sum: &Checksum) -> Vec<(usize, u64)> {
         let size = |i: usize| Some((i, self.ask(i, |provider| provider.stat(sum))??));
         (0..self.shards.len()).filter_map(size).collect()
+    }
+
+    /// Whether a shard says itself that it has no such blob.
+    fn surely_lacks(&self, i: usize, sum: &Checksum) -> bool {
+        matches!(self.try_ask(i, |provider| provider.stat(sum)), Ok(Some(None)))
     }
 
     /// Where the copies of an offer are to be: where some stand already, where it lies, and then wherever is best.
@@ -128,7 +137,8 @@ impl Sharding {
         let standing = self.copies(sum).into_iter().map(|(i, _)| i).filter(|i| best.contains(i));
         let lies = best.iter().copied().filter(|i| self.lies_on(*i, offer));
         let mut targets: Vec<usize> = Vec::with_capacity(self.redundancy);
-        for i in lies.chain(standing).chain(best.iter().copied()) {
+        // Those that stand come first: one more would be a copy too many.
+        for i in standing.chain(lies).chain(best.iter().copied()) {
             if targets.len() < self.redundancy && !targets.contains(&i) {
                 targets.push(i);
             }
@@ -151,7 +161,7 @@ impl Sharding {
             let part: Vec<(Checksum, Offer)> = items.iter().map(|item| batch[*item].clone()).collect();
             match self.shards[i].writable() {
                 Some(provider) => provider.put(&part),
-                None => self.nowhere("a place for new blobs"),
+                None => Err(too_few(0, 1, None)),
             }
         };
         std::thread::scope(|scope| {
@@ -214,30 +224,25 @@ impl Provider for Sharding {
         let fits = |blob: &Blob| size.is_none_or(|size| blob.size() == size);
         let (mut other, mut missed, mut failed) = (None, 0, None);
         for i in self.choice.to_read(&self.shards) {
-            let opened = self.try_ask(i, |provider| provider.open(sum, size));
-            match opened
-                .unwrap_or_else(|error| {
-                    failed = Some(error);
-                    None
-                })
-                .flatten()
-            {
-                Some(blob) if fits(&blob) => {
+            match self.try_ask(i, |provider| provider.open(sum, size)) {
+                Ok(Some(Some(blob))) if fits(&blob) => {
                     // One that is not where it was looked for first may lack copies.
                     if missed > 0 && self.copies(sum).len() < self.redundancy || other.is_some() {
-                        self.debt.add(&[*sum])?;
+                        // Who reads it does not suffer from that.
+                        tidied(self.debt.add(&[*sum]));
                     }
                     return Ok(Some(blob));
                 }
-                Some(blob) => other = Some(blob),
-                None => missed += 1,
+                Ok(Some(Some(blob))) => other = Some(blob),
+                Ok(Some(None)) => missed += 1,
+                Ok(None) => failed = Some(self.away(i, &format!("blob {sum}"))),
+                Err(error) => failed = Some(error),
             }
         }
-        if other.is_none() {
-            failed.map_or(Ok(()), Err)?;
-            self.nowhere(&format!("blob {sum}"))?;
+        match (other, failed) {
+            (None, Some(error)) => Err(error),
+            (other, _) => Ok(other),
         }
-        Ok(other)
     }
 
     fn stat(&self, sum: &Checksum) -> Result<Option<u64>> {
@@ -297,8 +302,7 @@ impl Provider for Sharding {
         for (item, (sum, offer)) in batch.iter().enumerate() {
             for i in self.targets(sum, offer, &best) {
                 of_shard.entry(i).or_default().push(item);
-                let stands = self.ask(i, |provider| provider.stat(sum)).flatten().is_some();
-                stood.entry(i).or_default().push(stands);
+                stood.entry(i).or_default().push(!self.surely_lacks(i, sum));
             }
         }
         let mut made = vec![0; batch.len()];
@@ -357,16 +361,15 @@ impl Provider for Sharding {
     }
 
     fn detach(&self, sum: &Checksum, name: StagingName, file: FileId) -> Result<()> {
-        for i in 0..self.shards.len() {
-            let Some(provider) = self.shards[i].get() else { continue };
-            let copy = provider.open(sum, None)?;
-            let staged = provider.staging(name)?.holds(name)?;
-            if staged || copy.is_some_and(|copy| copy.file_id() == Some(file)) {
-                return provider.detach(sum, name, file);
-            }
+        let is_here = |provider: &dyn Provider| {
+            let here = provider.staging(name)?.holds(name)? || provider.open_copy(sum, file)?.is_some();
+            Ok(here.then_some(()))
+        };
+        let holder = |i: &usize| self.ask(*i, is_here).flatten().is_some();
+        match (0..self.shards.len()).find(holder).and_then(|i| self.shards[i].get()) {
+            Some(provider) => provider.detach(sum, name, file),
+            None => self.nowhere(&format!("blob {sum}")).and(Err(Error::Missing(*sum))),
         }
-        self.nowhere(&format!("blob {sum}"))?;
-        Err(Error::Missing(*sum))
     }
 
     fn remove(&self, sum: &Checksum) -> Result<bool> {
@@ -385,8 +388,8 @@ impl Provider for Sharding {
     }
 
     fn list(&self, after: Option<&Checksum>, visit: &mut Visit<'_>) -> Result<()> {
-        self.nowhere("the listing of all blobs")?;
-        let shards: Vec<Arc<dyn Provider>> = self.shards.iter().filter_map(Shard::get).collect();
+        let get = |i: usize| self.shards[i].get().ok_or_else(|| self.away(i, "the listing of all blobs"));
+        let shards = (0..self.shards.len()).map(get).collect::<Result<Vec<Arc<dyn Provider>>>>()?;
         merge::list(&shards, after, visit)
     }
 
@@ -398,17 +401,17 @@ impl Provider for Sharding {
         let copies = self.copies(sum);
         let mut mended = Mended::default();
         let Some((source, good)) = self.good_copy(sum, &copies) else {
-            if copies.is_empty() {
-                self.nowhere(&format!("blob {sum}"))?;
+            if (0..self.shards.len()).all(|i| self.surely_lacks(i, sum)) {
                 self.debt.settle(sum)?;
                 return Ok(mended);
             }
+            self.nowhere(&format!("blob {sum}"))?;
             return Err(Error::Altered(*sum));
         };
-        // Copies of another size than the good one are replaced; equal ones are taken at their word.
-        let (size, mut holders) = (good.size(), vec![source]);
+        // Every copy is read before one is called too many: those that are not good are replaced.
+        let mut holders = vec![source];
         for (i, found) in copies.iter().filter(|(i, _)| *i != source) {
-            if *found == size {
+            if self.good_copy(sum, &[(*i, *found)]).is_some() {
                 holders.push(*i);
             } else if self.ask(*i, |provider| provider.put_copy(sum, &good)).is_some() {
                 mended.copied += 1;

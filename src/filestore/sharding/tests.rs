@@ -329,6 +329,53 @@ fn a_staging_file_on_a_shard_that_is_away_is_not_absent() {
 }
 
 #[test]
+fn a_copy_is_handed_to_a_writer_beside_a_broken_shard() {
+    let fixture = Fixture::new(TWO_OF_THREE);
+    let sum = put(&fixture.sharding, b"old bytes");
+    let holders = fixture.holders(&sum);
+    fixture.break_disk((0..3).find(|i| !holders.contains(i)).unwrap(), true);
+    let copy = open(&fixture.disks[holders[1]].inner, &sum).unwrap();
+    let name = fresh_name();
+    fixture.sharding.detach(&sum, name, copy.file_id().unwrap()).unwrap();
+    fixture.sharding.staging(name).unwrap().open_writer(name).unwrap().write_at(b"NEW", 0).unwrap();
+    assert_eq!(bytes_of(&copy), b"NEW bytes");
+    for i in holders {
+        assert_eq!(std::fs::read(fixture.path(i, &sum)).unwrap(), b"old bytes");
+    }
+}
+
+/// A shard that stops taking blobs between the choice and the put has made no copy.
+#[test]
+fn a_shard_that_takes_nothing_has_made_no_copy() {
+    let fixture = Fixture::new(Plan { shards: 1, redundancy: 1, lenient_limit: 1, drained: None });
+    let (sum, offer) = staged(&fixture.sharding, b"not stored");
+    let of_shard = HashMap::from([(0, vec![0])]);
+    let error = Error::Io { doing: "put", path: "full".into(), source: io::Error::other("full") };
+    fixture.sharding.shards[0].write_failed(&error);
+    let outcomes = fixture.sharding.put_on(&[(sum, offer)], &of_shard);
+    assert!(outcomes[0].1.is_err());
+    assert_eq!(fixture.holders(&sum), [0; 0]);
+}
+
+/// Of two copies of the right size one has rotted: it is replaced, and never the one that is kept.
+#[test]
+fn a_surplus_is_removed_only_from_good_copies() {
+    let all = Plan { shards: 3, redundancy: 3, lenient_limit: 0, drained: None };
+    for round in 0..3 {
+        let fixture = Fixture::new(all);
+        let sum = put(&fixture.sharding, b"good bytes");
+        fixture.spoil(round, &sum, b"evil bytes");
+        fixture.spoil((round + 1) % 3, &sum, b"evil bytes");
+        let fixture = fixture.reopened(Plan { redundancy: 1, lenient_limit: 1, ..all });
+        fixture.sharding.mend(&sum).unwrap();
+        for i in fixture.holders(&sum) {
+            assert_eq!(std::fs::read(fixture.path(i, &sum)).unwrap(), b"good bytes");
+        }
+        assert_eq!(fixture.holders(&sum).len(), 1);
+    }
+}
+
+#[test]
 fn the_nearest_zone_is_read_and_written_first() {
     let mut fixture = Fixture::new(Plan { shards: 4, redundancy: 2, lenient_limit: 1, drained: None });
     fixture.sharding.choice = Choice::new(Write::FreeSpace, Some("zone1".into()), Some("zone1".into()));
