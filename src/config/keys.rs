@@ -199,7 +199,7 @@ pub const DEPOT: &[Key] = &[
         name: "sharding.shard[].write-enabled",
         kind: Kind::Flag,
         default: Some("true"),
-        doc: "Whether the shard gets new blobs; one that does not is drained: its blobs are copied elsewhere.",
+        doc: "Whether the shard gets new blobs; one that does not goes on serving those it has.",
     },
     Key {
         name: "full-db.dir",
