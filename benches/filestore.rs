@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use criterion::{BenchmarkId, Criterion, Throughput};
 use depotfs::change::StagingName;
 use depotfs::checksum::Checksum;
-use depotfs::filestore::{Filestore, Layer, Options, Staged};
+use depotfs::filestore::{Filestore, Layer, Options, Staged, open_chain};
 
 /// Files put together; 128 is what the background seals at once.
 const BATCHES: [u64; 3] = [1, 16, 128];
@@ -113,7 +113,7 @@ fn measure(c: &mut Criterion, kind: &str, layer: &dyn Fn(&Path) -> Layer) {
         let dir = tempfile::tempdir().expect("a temporary directory can be made");
         let layer = layer(dir.path());
         layer.create([7; 16]).expect("a filestore can be made");
-        let store = Filestore::over(layer.open([7; 16]).expect("the new filestore opens"));
+        let store = open_chain(&[layer], [7; 16]).expect("the new filestore opens");
         let mut files = Files { store: &store, size, last: 0 };
         if size == SIZES[1] {
             stages(c, kind, &mut files);

@@ -14,6 +14,7 @@
 //! busy it is detached, its users get some seconds, and then the daemon ends all the same.
 
 pub mod detach;
+mod layers;
 pub mod lock;
 mod logging;
 mod notify;

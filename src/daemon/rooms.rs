@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 
+use super::layers;
 use crate::change::{Ino, Kind, ROOT};
 use crate::checksum::unhex;
 use crate::clock;
 use crate::config::{self, Atime, Config, Durability, LogTo, Problem};
-use crate::filestore::sharding::Write;
 use crate::filestore::{self, Filestore};
 use crate::fuse::options::Options;
 use crate::index::{self, Index};
@@ -52,7 +52,7 @@ pub struct RootDirectory {
 pub fn create(config: &Config, root: RootDirectory) -> anyhow::Result<()> {
     refuse_network(&config.index, "the index", "index")?;
     let depot_id = depot_id(config)?;
-    layers(config)?.iter().try_for_each(|layer| layer.create(depot_id))?;
+    layers::of(config)?.iter().try_for_each(|layer| layer.create(depot_id))?;
     let RootDirectory { uid, gid, mode } = root;
     Index::create(
         &config.index.join(INDEX_FILE),
@@ -74,9 +74,7 @@ pub fn open(config: &Config) -> anyhow::Result<(Index, Filestore)> {
             config.index.join(INDEX_FILE).display()
         );
     }
-    let chain = layers(config)?;
-    let leaf = chain.last().context("the chain has no provider")?;
-    Ok((index, Filestore::over(leaf.open(depot_id)?)))
+    Ok((index, filestore::open_chain(&layers::of(config)?, depot_id)?))
 }
 
 /// The index tells every name and owner in the tree, so its files are for its owner only. SQLite gives what it makes later
@@ -146,24 +144,6 @@ fn depot_id(config: &Config) -> anyhow::Result<[u8; 16]> {
     unhex(&config.id).with_context(|| format!("\"{}\" is no depot id", config.id))
 }
 
-/// The providers of the chain, outermost first.
-fn layers(config: &Config) -> anyhow::Result<Vec<filestore::Layer>> {
-    config.chain.iter().map(layer).collect()
-}
-
-fn layer(layer: &config::Layer) -> anyhow::Result<filestore::Layer> {
-    Ok(match layer {
-        config::Layer::FileSystem(leaf) => {
-            filestore::Layer::FileSystem { dir: leaf.dir.clone(), options: filestore_options(leaf) }
-        }
-        config::Layer::FullDb(leaf) => {
-            refuse_network(&leaf.dir, "the database of the blobs", "full-db.dir")?;
-            filestore::Layer::FullDb { dir: leaf.dir.clone() }
-        }
-        config::Layer::Sharding(leaf) => sharding(leaf),
-    })
-}
-
 /// What of a configuration is not so on the disks. Changes nothing and needs no lock, so the depot may be mounted.
 pub fn examine(config: &Config) -> Vec<Problem> {
     let mut found = vec![("index".to_owned(), examine_index(&config.index))];
@@ -172,7 +152,7 @@ pub fn examine(config: &Config) -> Vec<Problem> {
     }
     // Without an id there is nothing to compare theirs with.
     if let Ok(id) = depot_id(config) {
-        let examined = |of: &config::Layer| Ok(layer(of)?.examine(id)?);
+        let examined = |of: &config::Layer| Ok(layers::layer(of)?.examine(id)?);
         found.extend(config.chain.iter().map(|of| (format!("{}.dir", of.name()), examined(of))));
     }
     let problem = |(key, found): (String, anyhow::Result<()>)| {
@@ -205,41 +185,8 @@ fn must_be_directory(path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn sharding(leaf: &config::Sharding) -> filestore::Layer {
-    let shard = |shard: &config::Shard| filestore::ShardOptions {
-        dir: shard.dir.clone(),
-        zone: shard.zone.clone(),
-        write_enabled: shard.write_enabled,
-    };
-    let (zoned, spread) = match leaf.write_behavior.strip_prefix("zone-") {
-        Some(spread) => (true, spread),
-        None => (false, leaf.write_behavior.as_str()),
-    };
-    filestore::Layer::Sharding {
-        dir: leaf.dir.clone(),
-        shards: leaf.shards.iter().map(shard).collect(),
-        redundancy: leaf.redundancy as usize,
-        lenient_limit: leaf.lenient_limit as usize,
-        write: match spread {
-            "free-space" => Write::FreeSpace,
-            "percentage-free-space" => Write::PercentageFreeSpace,
-            _ => Write::RoundRobin,
-        },
-        read_zone: leaf.reads_zone.then(|| leaf.zone.clone()),
-        write_zone: zoned.then(|| leaf.zone.clone()),
-        check_period: leaf.check_period,
-    }
-}
-
-fn filestore_options(leaf: &config::FileSystem) -> filestore::Options {
-    let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
-    let owner = (leaf.blob_uid.unwrap_or(uid), leaf.blob_gid.unwrap_or(gid));
-    let blob_owner = (leaf.blob_uid.is_some() || leaf.blob_gid.is_some()).then_some(owner);
-    filestore::Options { blob_mode: leaf.blob_mode, blob_owner }
-}
-
 /// SQLite's shared memory and locks do not work between hosts, and would fail silently.
-fn refuse_network(directory: &Path, what: &str, key: &str) -> anyhow::Result<()> {
+pub(super) fn refuse_network(directory: &Path, what: &str, key: &str) -> anyhow::Result<()> {
     let cannot = || format!("the directory of {what}, {}, cannot be used", directory.display());
     let kind = File::open(directory).and_then(FileSystemType::of).with_context(cannot)?;
     if kind.is_network() {

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::error::Result;
+use super::Filestore;
+use super::error::{Error, Result};
 use super::file_system::{FileSystem, Options};
 use super::full_db::FullDb;
 use super::provider::Provider;
@@ -58,6 +59,17 @@ pub struct ShardOptions {
     pub write_enabled: bool,
 }
 
+/// Opens a chain, outermost first; the last one keeps the blobs. What belongs to another depot is refused.
+///
+/// The caller holds the depot's lock: what a crash left half done is cleared away here.
+pub fn open(chain: &[Layer], depot_id: [u8; 16]) -> Result<Filestore> {
+    let mut outermost: Option<Arc<dyn Provider>> = None;
+    for layer in chain.iter().rev() {
+        outermost = Some(layer.open(depot_id, outermost.take())?);
+    }
+    outermost.map(Filestore::over).ok_or(Error::NoProvider)
+}
+
 impl Layer {
     /// Makes what it keeps on this host, holding the empty blob; durable on Ok. Made for the depot already, it stays.
     pub fn create(&self, depot_id: [u8; 16]) -> Result<()> {
@@ -73,10 +85,8 @@ impl Layer {
         }
     }
 
-    /// Opens what `create` made; another depot's is refused.
-    ///
-    /// The caller holds the depot's lock: what a crash left half done is cleared away here.
-    pub fn open(&self, depot_id: [u8; 16]) -> Result<Arc<dyn Provider>> {
+    /// Opens what `create` made over what stands below it in the chain; another depot's is refused.
+    fn open(&self, depot_id: [u8; 16], _below: Option<Arc<dyn Provider>>) -> Result<Arc<dyn Provider>> {
         Ok(match self {
             Layer::FileSystem { dir, options } => Arc::new(FileSystem::open(dir, depot_id, options)?),
             Layer::FullDb { dir } => Arc::new(FullDb::open(dir, depot_id)?),
@@ -123,7 +133,6 @@ impl ShardOptions {
 
 #[cfg(test)]
 mod tests {
-    use super::super::error::Error;
     use super::*;
 
     #[test]
@@ -147,7 +156,7 @@ mod tests {
             let before = names();
             layer.examine([7; 16]).unwrap();
             assert_eq!(names(), before);
-            let _opened = layer.open([7; 16]).unwrap();
+            let _opened = open(std::slice::from_ref(layer), [7; 16]).unwrap();
             layer.examine([7; 16]).unwrap();
             let refused = layer.examine([8; 16]);
             assert!(matches!(refused, Err(Error::Foreign { .. })), "{refused:?}");

@@ -105,6 +105,9 @@ pub enum Error {
         /// What the others failed by.
         why: String,
     },
+    /// A chain of nothing keeps no blobs.
+    #[error("the chain has no provider: name one that keeps the blobs")]
+    NoProvider,
     /// Blobs are made by linking, which this file system cannot.
     #[error("the file system of {} has no hard links: place the filestore on another", dir.display())]
     NoHardLinks {

@@ -28,7 +28,7 @@ use std::time::Duration;
 
 pub use aside::{Aside, KEPT_FOR};
 pub use blob::{Blob, BlobFile, FileId, Remote};
-pub use chain::{Layer, ShardOptions};
+pub use chain::{Layer, ShardOptions, open as open_chain};
 pub use error::{Error, Result};
 pub use file_system::{FileSystem, Options};
 pub use full_db::FullDb;

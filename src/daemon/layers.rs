@@ -1,0 +1,58 @@
+//! From the chain that is configured to the chain that is opened.
+
+use crate::config::{self, Config};
+use crate::filestore;
+use crate::filestore::sharding::Write;
+
+use super::rooms::refuse_network;
+
+/// The providers of the chain, outermost first.
+pub(super) fn of(config: &Config) -> anyhow::Result<Vec<filestore::Layer>> {
+    config.chain.iter().map(layer).collect()
+}
+
+pub(super) fn layer(layer: &config::Layer) -> anyhow::Result<filestore::Layer> {
+    Ok(match layer {
+        config::Layer::FileSystem(leaf) => {
+            filestore::Layer::FileSystem { dir: leaf.dir.clone(), options: filestore_options(leaf) }
+        }
+        config::Layer::FullDb(leaf) => {
+            refuse_network(&leaf.dir, "the database of the blobs", "full-db.dir")?;
+            filestore::Layer::FullDb { dir: leaf.dir.clone() }
+        }
+        config::Layer::Sharding(leaf) => sharding(leaf),
+    })
+}
+
+fn sharding(leaf: &config::Sharding) -> filestore::Layer {
+    let shard = |shard: &config::Shard| filestore::ShardOptions {
+        dir: shard.dir.clone(),
+        zone: shard.zone.clone(),
+        write_enabled: shard.write_enabled,
+    };
+    let (zoned, spread) = match leaf.write_behavior.strip_prefix("zone-") {
+        Some(spread) => (true, spread),
+        None => (false, leaf.write_behavior.as_str()),
+    };
+    filestore::Layer::Sharding {
+        dir: leaf.dir.clone(),
+        shards: leaf.shards.iter().map(shard).collect(),
+        redundancy: leaf.redundancy as usize,
+        lenient_limit: leaf.lenient_limit as usize,
+        write: match spread {
+            "free-space" => Write::FreeSpace,
+            "percentage-free-space" => Write::PercentageFreeSpace,
+            _ => Write::RoundRobin,
+        },
+        read_zone: leaf.reads_zone.then(|| leaf.zone.clone()),
+        write_zone: zoned.then(|| leaf.zone.clone()),
+        check_period: leaf.check_period,
+    }
+}
+
+fn filestore_options(leaf: &config::FileSystem) -> filestore::Options {
+    let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+    let owner = (leaf.blob_uid.unwrap_or(uid), leaf.blob_gid.unwrap_or(gid));
+    let blob_owner = (leaf.blob_uid.is_some() || leaf.blob_gid.is_some()).then_some(owner);
+    filestore::Options { blob_mode: leaf.blob_mode, blob_owner }
+}
