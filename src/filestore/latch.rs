@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -22,6 +23,18 @@ impl Latches {
             self.given_back.wait(&mut held);
         }
         Latch { latches: self, sum }
+    }
+
+    /// The same, unless somebody holds it for longer than `longest`.
+    pub(super) fn try_take(&self, sum: Checksum, longest: Duration) -> Option<Latch<'_>> {
+        let end = Instant::now() + longest;
+        let mut held = self.held.lock();
+        while !held.insert(sum) {
+            if self.given_back.wait_until(&mut held, end).timed_out() {
+                return None;
+            }
+        }
+        Some(Latch { latches: self, sum })
     }
 }
 
@@ -80,6 +93,8 @@ mod tests {
             }
         });
         assert_eq!(other.checksum(), &Checksum::EMPTY);
+        assert!(latches.try_take(Checksum::EMPTY, Duration::from_millis(1)).is_none());
+        assert!(latches.try_take(Checksum([7; 20]), Duration::ZERO).is_some());
         drop(other);
         assert!(latches.held.lock().is_empty());
     }

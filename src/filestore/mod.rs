@@ -33,7 +33,9 @@ pub use error::{Error, Result};
 pub use file_system::{FileSystem, Options};
 pub use full_db::FullDb;
 pub use latch::Latch;
-pub use provider::{Found, Health, Listed, Mended, Offer, Provider, ProviderStatus, Space, Staged, Visit};
+pub use provider::{
+    Found, Health, Listed, Mended, Offer, Provider, ProviderStatus, Reach, Space, Staged, Visit,
+};
 pub use staging::{StagingDir, StagingReader, StagingStat, StagingWriter};
 
 use crate::change::{MountId, StagingName};
@@ -45,6 +47,7 @@ use latch::Latches;
 #[derive(Debug)]
 pub struct Filestore {
     provider: Arc<dyn Provider>,
+    reach: Reach,
     latches: Latches,
 }
 
@@ -80,7 +83,7 @@ impl Filestore {
 
     /// A filestore over any chain of providers.
     pub fn over(provider: Arc<dyn Provider>) -> Filestore {
-        Filestore { provider, latches: Latches::default() }
+        Filestore { reach: provider.reach(), provider, latches: Latches::default() }
     }
 
     /// Makes an empty staging file that did not exist.
@@ -106,8 +109,12 @@ impl Filestore {
         limit: u64,
     ) -> Result<StagingWriter> {
         // A blob that was cut must not become the next version of a file.
-        let blob = self.open_blob(sum, size)?;
-        self.provider.stage()?.create_from(name, &blob, limit)
+        self.stage_of(name, &self.open_blob(sum, size)?, limit)
+    }
+
+    /// The same of a blob that is open.
+    pub fn stage_of(&self, name: StagingName, blob: &Blob, limit: u64) -> Result<StagingWriter> {
+        self.provider.stage()?.create_from(name, blob, limit)
     }
 
     /// Opens a staging file for reading.
@@ -188,6 +195,11 @@ impl Filestore {
     /// Waits for the exclusive right to decide on one blob.
     pub fn latch(&self, sum: &Checksum) -> Latch<'_> {
         self.latches.take(*sum)
+    }
+
+    /// The same, unless somebody holds it for longer than `longest`.
+    pub fn try_latch(&self, sum: &Checksum, longest: Duration) -> Option<Latch<'_>> {
+        self.latches.try_take(*sum, longest)
     }
 
     /// Latches of a batch, each checksum once, taken in the one order that cannot deadlock.
@@ -293,6 +305,11 @@ impl Filestore {
                 });
             }
         }
+    }
+
+    /// What its callers may have to wait for.
+    pub fn reach(&self) -> Reach {
+        self.reach
     }
 
     /// How the chain does.

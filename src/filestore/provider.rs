@@ -86,8 +86,24 @@ pub trait Provider: fmt::Debug + Send + Sync + 'static {
         Vec::new()
     }
 
+    /// Whether its callers may have to wait for something that is not on this host.
+    fn reach(&self) -> Reach {
+        Reach::Here
+    }
+
     /// How it does; answers at once.
     fn status(&self) -> ProviderStatus;
+}
+
+/// What a call of a provider may wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reach {
+    /// Disks of this host.
+    Here,
+    /// To read, something that is not on this host; puts and removals end here.
+    FarReads,
+    /// Anything may wait for something that is not on this host.
+    Far,
 }
 
 /// A place that has a blob.

@@ -16,9 +16,11 @@ use fuser::{
 };
 
 use crate::change::Ino;
+use crate::filestore::Reach;
 use crate::fuse::answer::{DOT, DOT_DOT, Dots, GENERATION, cached, caller, no_flush, nothing, token};
 use crate::fuse::convert::{self, FOR_EVER, NOT_AT_ALL, Root, access, handle, handle_access};
 use crate::fuse::quiet::Quiet;
+use crate::fuse::slow::Slow;
 use crate::fuse::watch::begin;
 use crate::metrics::Operation;
 use crate::vfs::attr::SetAttributes;
@@ -27,23 +29,50 @@ use crate::vfs::open::How;
 use crate::vfs::read::Seek;
 use crate::vfs::rename::Flavour;
 use crate::vfs::write::Allocate;
-use crate::vfs::xattr::SetMode;
+use crate::vfs::xattr::{SetMode, is_made_up};
 use crate::vfs::{Error, Vfs};
 
 /// Largest read or write in one request.
 const TRANSFER_BYTES_MAX: u32 = 1 << 20;
 
+/// Requests in the background, such as reads ahead, that the kernel sends at a time: those of one file that is far away must
+/// not hold up those of the others.
+const BACKGROUND_MAX: u16 = 512;
+
 /// The tree as `fuser` calls it.
+#[derive(Clone)]
 pub struct Adapter {
     pub(super) vfs: Arc<Vfs>,
     pub(super) root: Root,
-    pub(super) quiet: Quiet,
+    pub(super) quiet: Arc<Quiet>,
+    slow: Arc<Slow>,
+    reach: Reach,
 }
 
 impl Adapter {
     pub fn new(vfs: Arc<Vfs>) -> Adapter {
         let root = Root(vfs.options().subdir);
-        Adapter { vfs, root, quiet: Quiet::default() }
+        let reach = vfs.store().reach();
+        Adapter { vfs, root, quiet: Arc::default(), slow: Arc::default(), reach }
+    }
+
+    /// Answers a request, on a thread of its own kind when it may be `slow`.
+    fn answer(&self, slow: bool, work: impl FnOnce(&Adapter) + Send + 'static) {
+        if !slow {
+            return work(self);
+        }
+        let this = self.clone();
+        self.slow.run(move || work(&this));
+    }
+
+    /// Whether what writes or looks at bytes may wait for something far away.
+    fn far(&self) -> bool {
+        self.reach > Reach::Here
+    }
+
+    /// Whether the end of a seal may, and with it whoever waits for that.
+    fn puts_far(&self) -> bool {
+        self.reach == Reach::Far
     }
 }
 
@@ -67,7 +96,7 @@ impl Filesystem for Adapter {
             }
         }
         let _ = config.set_max_write(TRANSFER_BYTES_MAX);
-        let _ = config.set_max_background(64);
+        let _ = config.set_max_background(if self.far() { BACKGROUND_MAX } else { 64 });
         if self.vfs.passthrough() {
             if config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok() {
                 // 1: files below may not be on a stacked file system themselves, and an overlay may have its lower layer here.
@@ -119,17 +148,21 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let _under_way = begin(Operation::Setattr, ino);
-        let ino = self.root.ino(ino);
         let (atime, mtime) = (atime.map(convert::set_time), mtime.map(convert::set_time));
         let set = SetAttributes { mode, uid, gid, size, atime, mtime };
         let nothing_set = mode.is_none() && uid.is_none() && gid.is_none() && size.is_none();
-        let found = if nothing_set && atime.is_none() && mtime.is_none() && ctime.is_none() {
-            self.vfs.clear_set_id_bits(ino)
-        } else {
-            self.vfs.set_attributes(&caller(req), ino, &set)
-        };
-        self.attr("setattr", ino, found, reply);
+        let nothing_set = nothing_set && atime.is_none() && mtime.is_none() && ctime.is_none();
+        let caller = caller(req);
+        self.answer(self.puts_far() || self.far() && size.is_some(), move |this| {
+            let _under_way = begin(Operation::Setattr, ino);
+            let ino = this.root.ino(ino);
+            let found = if nothing_set {
+                this.vfs.clear_set_id_bits(ino)
+            } else {
+                this.vfs.set_attributes(&caller, ino, &set)
+            };
+            this.attr("setattr", ino, found, reply);
+        });
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
@@ -200,8 +233,6 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let _under_way = begin(Operation::Rename, parent);
-        let (parent, newparent) = (self.root.ino(parent), self.root.ino(newparent));
         let flavour = if flags.is_empty() {
             Flavour::Replace
         } else if flags == RenameFlags::RENAME_NOREPLACE {
@@ -211,8 +242,13 @@ impl Filesystem for Adapter {
         } else {
             return reply.error(Errno::EINVAL);
         };
-        let done = self.vfs.rename((parent, name.as_bytes()), (newparent, newname.as_bytes()), flavour);
-        self.empty("rename", parent, self.named(done), reply);
+        let (name, newname) = (name.to_owned(), newname.to_owned());
+        self.answer(self.puts_far(), move |this| {
+            let _under_way = begin(Operation::Rename, parent);
+            let (parent, newparent) = (this.root.ino(parent), this.root.ino(newparent));
+            let done = this.vfs.rename((parent, name.as_bytes()), (newparent, newname.as_bytes()), flavour);
+            this.empty("rename", parent, this.named(done), reply);
+        });
     }
 
     fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
@@ -223,20 +259,23 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let _under_way = begin(Operation::Open, ino);
-        let ino = self.root.ino(ino);
-        let access = access(flags.0);
-        let register = |file: BorrowedFd<'_>| reply.open_backing(file).map(token);
-        match self.vfs.open(&caller(req), ino, access, &register) {
-            Ok(opened) => match &opened.how {
-                How::Cached => reply.opened(handle(access), cached(&opened)),
-                How::Passthrough(id) => match id.downcast_ref::<BackingId>() {
-                    Some(id) => reply.opened_passthrough(handle(access), no_flush(&opened), id),
-                    None => reply.error(Errno::EIO),
+        let (access, caller) = (access(flags.0), caller(req));
+        let slow = self.far() && self.vfs.open_waits(self.root.ino(ino), access);
+        self.answer(slow, move |this| {
+            let _under_way = begin(Operation::Open, ino);
+            let ino = this.root.ino(ino);
+            let register = |file: BorrowedFd<'_>| reply.open_backing(file).map(token);
+            match this.vfs.open(&caller, ino, access, &register) {
+                Ok(opened) => match &opened.how {
+                    How::Cached => reply.opened(handle(access), cached(&opened)),
+                    How::Passthrough(id) => match id.downcast_ref::<BackingId>() {
+                        Some(id) => reply.opened_passthrough(handle(access), no_flush(&opened), id),
+                        None => reply.error(Errno::EIO),
+                    },
                 },
-            },
-            Err(error) => reply.error(self.failed("open", ino, &error)),
-        }
+                Err(error) => reply.error(this.failed("open", ino, &error)),
+            }
+        });
     }
 
     fn create(
@@ -249,26 +288,31 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let _under_way = begin(Operation::Create, parent);
-        let parent = self.root.ino(parent);
-        let access = access(flags);
-        let register = |file: BorrowedFd<'_>| reply.open_backing(file).map(token);
-        match self.vfs.create(&caller(req), parent, name.as_bytes(), (mode, umask), access, &register) {
-            Ok((attributes, opened)) => {
-                let (attr, ttl) = self.root.attr(&attributes);
-                match &opened.how {
-                    How::Cached => reply.created(&ttl, &attr, GENERATION, handle(access), cached(&opened)),
-                    How::Passthrough(id) => match id.downcast_ref::<BackingId>() {
-                        Some(id) => {
-                            let flags = no_flush(&opened);
-                            reply.created_passthrough(&ttl, &attr, GENERATION, handle(access), flags, id);
+        let (access, caller, name) = (access(flags), caller(req), name.to_owned());
+        let slow = self.far() && self.vfs.is_backlogged();
+        self.answer(slow, move |this| {
+            let _under_way = begin(Operation::Create, parent);
+            let parent = this.root.ino(parent);
+            let register = |file: BorrowedFd<'_>| reply.open_backing(file).map(token);
+            match this.vfs.create(&caller, parent, name.as_bytes(), (mode, umask), access, &register) {
+                Ok((attributes, opened)) => {
+                    let (attr, ttl) = this.root.attr(&attributes);
+                    match &opened.how {
+                        How::Cached => {
+                            reply.created(&ttl, &attr, GENERATION, handle(access), cached(&opened))
                         }
-                        None => reply.error(Errno::EIO),
-                    },
+                        How::Passthrough(id) => match id.downcast_ref::<BackingId>() {
+                            Some(id) => {
+                                let flags = no_flush(&opened);
+                                reply.created_passthrough(&ttl, &attr, GENERATION, handle(access), flags, id);
+                            }
+                            None => reply.error(Errno::EIO),
+                        },
+                    }
                 }
+                Err(error) => reply.error(this.failed("create", parent, &error)),
             }
-            Err(error) => reply.error(self.failed("create", parent, &error)),
-        }
+        });
     }
 
     fn read(
@@ -282,13 +326,15 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let _under_way = begin(Operation::Read, ino);
-        let ino = self.root.ino(ino);
-        let mut buffer = vec![0; size as usize];
-        match self.vfs.read(ino, offset, &mut buffer) {
-            Ok(n) => reply.data(&buffer[..n]),
-            Err(error) => reply.error(self.failed("read", ino, &error)),
-        }
+        self.answer(self.far() && self.vfs.reads_far(self.root.ino(ino)), move |this| {
+            let _under_way = begin(Operation::Read, ino);
+            let ino = this.root.ino(ino);
+            let mut buffer = vec![0; size as usize];
+            match this.vfs.read(ino, offset, &mut buffer) {
+                Ok(n) => reply.data(&buffer[..n]),
+                Err(error) => reply.error(this.failed("read", ino, &error)),
+            }
+        });
     }
 
     fn write(
@@ -313,10 +359,12 @@ impl Filesystem for Adapter {
     }
 
     fn flush(&self, _req: &Request, ino: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
-        let _under_way = begin(Operation::Flush, ino);
-        let ino = self.root.ino(ino);
-        let done = if handle_access(fh).write { self.vfs.flush(ino) } else { Ok(()) };
-        self.empty("close", ino, done, reply);
+        self.answer(self.far() && handle_access(fh).write, move |this| {
+            let _under_way = begin(Operation::Flush, ino);
+            let ino = this.root.ino(ino);
+            let done = if handle_access(fh).write { this.vfs.flush(ino) } else { Ok(()) };
+            this.empty("close", ino, done, reply);
+        });
     }
 
     fn release(
@@ -329,15 +377,19 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        let _under_way = begin(Operation::Release, ino);
-        self.vfs.release(self.root.ino(ino), handle_access(fh));
-        reply.ok();
+        self.answer(self.far() && handle_access(fh).write, move |this| {
+            let _under_way = begin(Operation::Release, ino);
+            this.vfs.release(this.root.ino(ino), handle_access(fh));
+            reply.ok();
+        });
     }
 
     fn fsync(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        let _under_way = begin(Operation::Fsync, ino);
-        let ino = self.root.ino(ino);
-        self.empty("fsync", ino, self.vfs.fsync(ino), reply);
+        self.answer(self.far(), move |this| {
+            let _under_way = begin(Operation::Fsync, ino);
+            let ino = this.root.ino(ino);
+            this.empty("fsync", ino, this.vfs.fsync(ino), reply);
+        });
     }
 
     fn fsyncdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
@@ -456,9 +508,12 @@ impl Filesystem for Adapter {
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let _under_way = begin(Operation::Getxattr, ino);
-        let ino = self.root.ino(ino);
-        self.xattr("getxattr", ino, size, self.vfs.get_xattr(ino, name.as_bytes()), reply);
+        let name = name.to_owned();
+        self.answer(self.far() && is_made_up(name.as_bytes()), move |this| {
+            let _under_way = begin(Operation::Getxattr, ino);
+            let ino = this.root.ino(ino);
+            this.xattr("getxattr", ino, size, this.vfs.get_xattr(ino, name.as_bytes()), reply);
+        });
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
@@ -491,13 +546,16 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let _under_way = begin(Operation::Fallocate, ino);
-        let ino = self.root.ino(ino);
-        let done = match Allocate::from_mode(mode) {
-            Some(how) => self.vfs.allocate(&caller(req), ino, offset, length, how),
-            None => Err(Error::Unsupported("this mode of fallocate")),
-        };
-        self.empty("fallocate", ino, done, reply);
+        let caller = caller(req);
+        self.answer(self.far(), move |this| {
+            let _under_way = begin(Operation::Fallocate, ino);
+            let ino = this.root.ino(ino);
+            let done = match Allocate::from_mode(mode) {
+                Some(how) => this.vfs.allocate(&caller, ino, offset, length, how),
+                None => Err(Error::Unsupported("this mode of fallocate")),
+            };
+            this.empty("fallocate", ino, done, reply);
+        });
     }
 
     fn lseek(
@@ -509,18 +567,20 @@ impl Filesystem for Adapter {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let _under_way = begin(Operation::Lseek, ino);
-        let ino = self.root.ino(ino);
         let what = match whence {
             libc::SEEK_DATA => Seek::Data,
             libc::SEEK_HOLE => Seek::Hole,
             _ => return reply.error(Errno::EINVAL),
         };
         let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
-        match self.vfs.seek(ino, offset, what) {
-            Ok(offset) => reply.offset(offset as i64),
-            Err(error) => reply.error(self.failed("lseek", ino, &error)),
-        }
+        self.answer(self.far(), move |this| {
+            let _under_way = begin(Operation::Lseek, ino);
+            let ino = this.root.ino(ino);
+            match this.vfs.seek(ino, offset, what) {
+                Ok(offset) => reply.offset(offset as i64),
+                Err(error) => reply.error(this.failed("lseek", ino, &error)),
+            }
+        });
     }
 
     fn copy_file_range(
@@ -536,16 +596,19 @@ impl Filesystem for Adapter {
         flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        let _under_way = begin(Operation::CopyFileRange, ino_out);
         if !flags.is_empty() {
             return reply.error(Errno::EINVAL);
         }
         let from = Place { ino: self.root.ino(ino_in), offset: offset_in };
         let to = Place { ino: self.root.ino(ino_out), offset: offset_out };
-        match self.vfs.copy_range(&caller(req), from, to, len) {
-            Ok(copied) => reply.written(copied as u32),
-            Err(error) => reply.error(self.failed("copy", to.ino, &error)),
-        }
+        let caller = caller(req);
+        self.answer(self.far(), move |this| {
+            let _under_way = begin(Operation::CopyFileRange, ino_out);
+            match this.vfs.copy_range(&caller, from, to, len) {
+                Ok(copied) => reply.written(copied as u32),
+                Err(error) => reply.error(this.failed("copy", to.ino, &error)),
+            }
+        });
     }
 }
 

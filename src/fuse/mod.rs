@@ -10,6 +10,7 @@ mod errno;
 pub mod options;
 mod quiet;
 mod session;
+mod slow;
 pub mod watch;
 
 pub use session::{Mounting, Session};

@@ -10,7 +10,7 @@ use crate::vfs::acl;
 use crate::vfs::caller::{has_set_id_bits, without_set_id_bits};
 use crate::vfs::descriptors::Reader;
 use crate::vfs::node::{Locked, Source, Staged};
-use crate::vfs::stage::UNTOUCHED;
+use crate::vfs::stage::{Prepared, UNTOUCHED};
 use crate::vfs::{Caller, Error, Result, Vfs, now};
 
 /// What stat(2) shows.
@@ -131,11 +131,27 @@ impl Vfs {
         if super::is_reserved(ino) && ino != crate::change::LOST_FOUND {
             return Err(Error::NotPermitted("a reserved directory"));
         }
+        let mut prepared = match set.size {
+            Some(size) => self.prepare(ino, size)?,
+            None => Prepared::default(),
+        };
+        let done = self.set_attributes_with(caller, ino, set, &mut prepared);
+        self.drop_prepared(prepared);
+        done
+    }
+
+    fn set_attributes_with(
+        &self,
+        caller: &Caller,
+        ino: Ino,
+        set: &SetAttributes,
+        prepared: &mut Prepared,
+    ) -> Result<Attributes> {
         let mut node = self.nodes.lock(ino);
         node.settle();
         let inode = self.inode(ino)?;
         if let Some(size) = set.size {
-            self.truncate(caller, &mut node, &inode, size)?;
+            self.truncate(caller, &mut node, &inode, size, prepared)?;
         }
         let inode = if set.size.is_some() { self.inode(ino)? } else { inode };
         self.set_rest(&mut node, &inode, set)?;
@@ -226,7 +242,14 @@ impl Vfs {
         Ok(())
     }
 
-    fn truncate(&self, caller: &Caller, node: &mut Locked<'_>, inode: &Inode, size: u64) -> Result<()> {
+    fn truncate(
+        &self,
+        caller: &Caller,
+        node: &mut Locked<'_>,
+        inode: &Inode,
+        size: u64,
+        prepared: &mut Prepared,
+    ) -> Result<()> {
         match inode.kind {
             Kind::File => {}
             Kind::Directory => return Err(Error::IsDirectory),
@@ -235,7 +258,7 @@ impl Vfs {
         if size > FILE_BYTES_MAX {
             return Err(Error::Invalid("a size beyond what a file can have"));
         }
-        self.make_dirty(node, size)?;
+        self.make_dirty_with(node, size, prepared)?;
         let Some(staged) = &node.staged else { return Err(Error::Stale(inode.ino)) };
         let name = staged.row.file;
         let done = self.store.open_staging_writer(name).map_err(Error::from).and_then(|writer| {

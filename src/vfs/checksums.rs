@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::change::{BlobRow, Change, Ino, Kind};
 use crate::checksum::{Checksum, Published, hex};
-use crate::filestore::Blob;
+use crate::filestore::{Blob, Reach};
 use crate::text;
 use crate::vfs::open::{RELEASE_MAX, RELEASE_POLL};
 use crate::vfs::{Error, GoOn, Result, Vfs};
@@ -174,6 +174,11 @@ impl Vfs {
     fn publish_one(&self, sum: &Checksum, go_on: GoOn<'_>) -> Result<bool> {
         let Some(row) = self.index.blob(sum)? else { return Ok(false) };
         if row.sha256.is_some() && row.md5.is_some() {
+            return Ok(false);
+        }
+        // What is far away is not fetched for this: they are computed when somebody asks for them.
+        if self.store.reach() != Reach::Here && self.store.open_blob(sum, row.size)?.local().is_none() {
+            self.undigestible.lock().add(*sum);
             return Ok(false);
         }
         Ok(self.publish_digests(&row, &|blob| blob.published_digests(go_on))?.is_some())

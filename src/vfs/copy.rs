@@ -8,6 +8,7 @@
 
 use crate::change::{Change, Ino, Kind, MountId, StagedRow};
 use crate::failpoint;
+use crate::filestore::Reach;
 use crate::sys::content as sys;
 use crate::vfs::node::{CloneOf, Locked, Serving, State};
 use crate::vfs::stage::UNTOUCHED;
@@ -81,9 +82,11 @@ impl Vfs {
             node.clone = Some(clone);
             return Ok(Some(covered - to.offset));
         }
-        // The latch keeps the blob from being reclaimed between the look and the commit.
-        let _latch = self.store.latch(&checksum);
-        if self.store.stat_blob(&checksum)? != Some(clone.size) {
+        // The latch keeps the blob from being reclaimed between the look and the commit. Where that would have to wait for
+        // something far away, the reference of the source does: its node is locked.
+        let here = self.store.reach() == Reach::Here;
+        let _latch = here.then(|| self.store.latch(&checksum));
+        if here && self.store.stat_blob(&checksum)? != Some(clone.size) {
             return Ok(None);
         }
         let (ino, size) = (to.ino, clone.size);

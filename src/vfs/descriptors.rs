@@ -3,6 +3,7 @@
 use std::io;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -35,6 +36,11 @@ impl Reader {
         }
     }
 
+    /// Whether reading it may wait for something that is not on this host.
+    pub fn is_far(&self) -> bool {
+        matches!(self, Reader::Blob(Blob::Remote(_)))
+    }
+
     /// Copies a range over whatever a staging file has there.
     pub fn copy_over(&self, offset: u64, to: &StagingWriter, at: u64, length: u64) -> io::Result<()> {
         match self {
@@ -58,13 +64,19 @@ impl Reader {
 #[derive(Debug)]
 pub struct Descriptors {
     readers: Mutex<LruCache<Source, Arc<Reader>>>,
+    /// How often something was forgotten; moves under the lock of the readers.
+    forgotten: AtomicU64,
     writers: Mutex<LruCache<StagingName, Arc<StagingWriter>>>,
 }
 
 impl Default for Descriptors {
     fn default() -> Descriptors {
         let bound = NonZeroUsize::new(OPEN_MAX).expect("not zero");
-        Descriptors { readers: Mutex::new(LruCache::new(bound)), writers: Mutex::new(LruCache::new(bound)) }
+        Descriptors {
+            readers: Mutex::new(LruCache::new(bound)),
+            forgotten: AtomicU64::new(0),
+            writers: Mutex::new(LruCache::new(bound)),
+        }
     }
 }
 
@@ -75,13 +87,17 @@ impl Descriptors {
         source: Source,
         open: impl FnOnce() -> Result<Reader, E>,
     ) -> Result<Arc<Reader>, E> {
-        // Locked across the opening: what is forgotten meanwhile must not come back.
-        let mut readers = self.readers.lock();
-        if let Some(reader) = readers.get(&source) {
+        if let Some(reader) = self.readers.lock().get(&source) {
             return Ok(reader.clone());
         }
+        let before = self.forgotten.load(Ordering::Acquire);
+        // Not locked: an opening may have to wait for a disk that is away.
         let reader = Arc::new(open()?);
-        readers.put(source, reader.clone());
+        let mut readers = self.readers.lock();
+        // What was forgotten meanwhile does not come back.
+        if self.forgotten.load(Ordering::Acquire) == before {
+            readers.put(source, reader.clone());
+        }
         Ok(reader)
     }
 
@@ -107,12 +123,18 @@ impl Descriptors {
 
     /// Closes what is open of a staging file.
     pub fn forget_staging(&self, name: StagingName) {
-        self.readers.lock().pop(&Source::Staging(name));
+        self.forget(&Source::Staging(name));
         self.close_writer(name);
     }
 
     /// Closes what is open of a blob.
     pub fn forget_blob(&self, sum: &Checksum) {
-        self.readers.lock().pop(&Source::Blob(*sum));
+        self.forget(&Source::Blob(*sum));
+    }
+
+    fn forget(&self, source: &Source) {
+        let mut readers = self.readers.lock();
+        self.forgotten.fetch_add(1, Ordering::AcqRel);
+        readers.pop(source);
     }
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use crate::change::{Change, Ino, Inode, Kind, ROOT, StagingName};
 use crate::checksum::Checksum;
 use crate::failpoint;
-use crate::filestore::{self, Blob};
+use crate::filestore::{self, Blob, Reach};
 use crate::sys::content as sys;
 use crate::text;
 use crate::vfs::acl;
@@ -21,6 +21,7 @@ use crate::vfs::attr::Attributes;
 use crate::vfs::caller::{has_set_id_bits, without_set_id_bits};
 use crate::vfs::node::{Backing, CloneOf, Locked, Serving, Source, Staged, Token};
 use crate::vfs::owners::Owner;
+use crate::vfs::stage::Prepared;
 use crate::vfs::{Caller, Durability, Error, Result, Verify, Vfs, check_new_name, now};
 
 /// Makes the kernel open a file for passthrough; given by `fuse` with each request.
@@ -32,6 +33,9 @@ const PASSTHROUGH_BYTES_MIN: u64 = 32 * 1024;
 /// How long after its answer a close may still be on its way here, and how often that is looked at.
 pub(super) const RELEASE_MAX: Duration = Duration::from_millis(50);
 pub(super) const RELEASE_POLL: Duration = Duration::from_micros(200);
+
+/// How long an open waits for somebody else's work on the blob.
+const LATCH_WAIT_MAX: Duration = Duration::from_millis(50);
 
 /// How often a file is tried to be sealed before it is emptied.
 const SEAL_TRIES: u32 = 3;
@@ -56,6 +60,13 @@ pub struct Access {
     pub noatime: bool,
     /// A program is run from it.
     pub execute: bool,
+}
+
+impl Access {
+    /// How many of the bytes that are there it keeps.
+    fn kept(self) -> u64 {
+        if self.truncate { 0 } else { u64::MAX }
+    }
 }
 
 /// How the kernel is to serve a descriptor.
@@ -84,6 +95,22 @@ impl Vfs {
             }
             self.wait_for_backlog()?;
         }
+        let mut prepared = if changes { self.prepare(ino, access.kept())? } else { Prepared::default() };
+        let opened = self.open_with(caller, ino, access, register, &mut prepared);
+        self.drop_prepared(prepared);
+        opened
+    }
+
+    fn open_with(
+        &self,
+        caller: &Caller,
+        ino: Ino,
+        access: Access,
+        register: Register<'_>,
+        prepared: &mut Prepared,
+    ) -> Result<Opened> {
+        let changes = access.write || access.truncate;
+        let verified = if changes { None } else { self.verify_before_open(ino)? };
         let mut node = if access.truncate { self.lock_to_empty(ino)? } else { self.nodes.lock(ino) };
         // The kernel refuses to write a running program itself, but of O_RDONLY|O_TRUNC it thinks only after this answer.
         if access.truncate && !access.write && node.executors > 0 {
@@ -103,7 +130,7 @@ impl Vfs {
         let no_flush = !changes || self.durability_of(ino)? == Durability::Fsync;
         let mut lazily = false;
         if changes {
-            let anew = self.open_to_write(&mut node, access)?;
+            let anew = self.open_to_write(&mut node, access, prepared)?;
             // A mapping left behind is of the staging file itself, which the kernel has to go on serving.
             if anew && matches!(node.serving, Serving::Idle) {
                 node.guessed = self.guess(caller, access);
@@ -116,7 +143,7 @@ impl Vfs {
             self.materialise(&mut node)?;
             self.copiers.source_opened(caller);
         }
-        let how = self.serve(&mut node, &inode, lazily, register).inspect_err(|_| {
+        let how = self.serve(&mut node, &inode, lazily, verified, register).inspect_err(|_| {
             if node.writers == 0 {
                 self.close_staged(&mut node);
             }
@@ -128,6 +155,14 @@ impl Vfs {
         drop(node);
         self.begin_sync(ino, access)?;
         Ok(Opened { how, no_flush })
+    }
+
+    /// Whether an open may have to wait for something that is not on this host, or for somebody who does.
+    pub fn open_waits(&self, ino: Ino, access: Access) -> bool {
+        access.write
+            || access.truncate
+            || self.nodes.try_lock(ino).is_none_or(|node| node.clone.is_some())
+            || self.settings_of(ino).is_ok_and(|settings| settings.verify != Verify::Never)
     }
 
     /// Makes a new file and opens it.
@@ -192,8 +227,9 @@ impl Vfs {
         let lazily = guessed.is_some();
         node.clone = guessed.is_some().then(|| CloneOf::nothing_yet(file));
         node.guessed = guessed;
-        let how =
-            self.serve(&mut node, &inode, lazily, register).inspect_err(|_| self.close_staged(&mut node))?;
+        let how = self
+            .serve(&mut node, &inode, lazily, None, register)
+            .inspect_err(|_| self.close_staged(&mut node))?;
         self.admit(&mut node, access);
         if !access.write {
             // Nobody is going to close it for writing.
@@ -291,9 +327,9 @@ impl Vfs {
     }
 
     /// Puts the newest bytes of a file into a staging file, empty with O_TRUNC; whether it is one that nobody ever saw.
-    fn open_to_write(&self, node: &mut Locked<'_>, access: Access) -> Result<bool> {
+    fn open_to_write(&self, node: &mut Locked<'_>, access: Access, prepared: &mut Prepared) -> Result<bool> {
         if !access.truncate {
-            return self.make_dirty(node, u64::MAX).map(|()| false);
+            return self.make_dirty_with(node, access.kept(), prepared).map(|()| false);
         }
         node.settle();
         // Read only now: while this waited for a seal to end, the content changed.
@@ -345,7 +381,7 @@ impl Vfs {
             (Some(staged), _) if staged.row.failed.is_some() => Ok(false),
             (Some(staged), _) => self.staging_is_used(staged.row.file),
             (None, Some(_)) if self.left_behind(inode.ino).is_some() => Ok(true),
-            (None, Some(sum)) => Ok(self.left_mapping(&self.store.latch(sum), inode.ino)?.is_some()),
+            (None, Some(sum)) => Ok(self.left_mapping(sum, inode.ino)?.is_some()),
             (None, None) => Ok(false),
         }
     }
@@ -394,6 +430,7 @@ impl Vfs {
         node: &mut Locked<'_>,
         inode: &Inode,
         lazily: bool,
+        verified: Option<Checksum>,
         register: Register<'_>,
     ) -> Result<How> {
         match &node.serving {
@@ -408,7 +445,7 @@ impl Vfs {
         let backing = match source {
             Source::Staging(_) if lazily => None,
             Source::Staging(name) => self.staging_backing(name, register)?,
-            Source::Blob(sum) => self.blob_backing(inode, &sum, register)?,
+            Source::Blob(sum) => self.blob_backing(inode, &sum, verified == Some(sum), register)?,
         };
         Ok(match backing {
             Some(backing) => {
@@ -444,16 +481,31 @@ impl Vfs {
     }
 
     /// Checks that the blob can be served, and takes its file for passthrough if that is free.
-    fn blob_backing(&self, inode: &Inode, sum: &Checksum, register: Register<'_>) -> Result<Option<Backing>> {
+    fn blob_backing(
+        &self,
+        inode: &Inode,
+        sum: &Checksum,
+        verified: bool,
+        register: Register<'_>,
+    ) -> Result<Option<Backing>> {
         if inode.size == 0 {
             return Ok(None);
         }
-        let latch = self.store.latch(sum);
+        let latch = match self.store.reach() {
+            Reach::Here => self.store.latch(sum),
+            // Whoever holds it for long waits for something far away: then the daemon serves the file.
+            _ => match self.store.try_latch(sum, LATCH_WAIT_MAX) {
+                Some(latch) => latch,
+                None => return Ok(None),
+            },
+        };
         let blob = self.store.open_blob(sum, inode.size).inspect_err(|error| self.damaged(sum, error))?;
         if !self.damaged.lock().is_empty() {
             self.damaged.lock().remove(sum);
         }
-        self.verify_at_open(inode, sum, &blob)?;
+        if !verified {
+            self.verify_at_open(inode, sum, &blob)?;
+        }
         if !self.passthrough() || inode.size < PASSTHROUGH_BYTES_MIN || !self.may_own(&latch, inode.ino)? {
             return Ok(None);
         }
@@ -497,6 +549,19 @@ impl Vfs {
                 None
             }
         }
+    }
+
+    /// Reads a file that is to be verified before its node is locked, where that takes long; the blob that was good.
+    fn verify_before_open(&self, ino: Ino) -> Result<Option<Checksum>> {
+        if self.store.reach() == Reach::Here || self.settings_of(ino)?.verify == Verify::Never {
+            return Ok(None);
+        }
+        let inode = self.inode(ino)?;
+        let Some(sum) = inode.checksum.filter(|_| inode.kind == Kind::File) else { return Ok(None) };
+        let blob = self.store.open_blob(&sum, inode.size).inspect_err(|error| self.damaged(&sum, error))?;
+        self.verify_at_open(&inode, &sum, &blob)?;
+        // A blob's file can change hands and be written while it is read: then what was read is nobody's.
+        Ok(self.store.is_still(&sum, &blob)?.then_some(sum))
     }
 
     fn verify_at_open(&self, inode: &Inode, sum: &Checksum, blob: &Blob) -> Result<()> {

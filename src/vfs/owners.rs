@@ -71,11 +71,19 @@ impl Vfs {
         }
     }
 
-    /// The file of a blob of which `ino` left a mapping behind when it was closed. Under the blob's latch.
-    pub(super) fn left_mapping(&self, latch: &Latch<'_>, ino: Ino) -> Result<Option<FileId>> {
-        let owner = self.owners.lock().get(latch.checksum()).copied();
-        let Some(owner) = owner.filter(|owner| owner.ino == ino && !owner.open) else { return Ok(None) };
-        Ok((!self.blob_is_unused(latch)?).then_some(owner.file))
+    /// The file of a blob of which `ino` left a mapping behind when it was closed. Under the node of `ino`, without which it
+    /// cannot become the owner.
+    pub(super) fn left_mapping(&self, sum: &Checksum, ino: Ino) -> Result<Option<FileId>> {
+        let owner = || {
+            let owner = self.owners.lock().get(sum).copied();
+            owner.filter(|owner| owner.ino == ino && !owner.open)
+        };
+        if owner().is_none() {
+            return Ok(None);
+        }
+        let latch = self.store.latch(sum);
+        let Some(owner) = owner() else { return Ok(None) };
+        Ok((!self.blob_is_unused(&latch)?).then_some(owner.file))
     }
 
     /// Whether nobody has the file of a blob's owner open or mapped; then it has no owner either.

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use crate::change::Ino;
 use crate::checksum::Checksum;
-use crate::filestore::Blob;
+use crate::filestore::{Blob, Reach};
 use crate::vfs::descriptors::Reader;
 use crate::vfs::{Error, Result, Vfs};
 
@@ -51,11 +51,31 @@ impl Vfs {
         loop {
             let before = self.hand_overs.load(Ordering::Acquire);
             let reader = self.current_reader(ino)?;
+            if reader.is_far() {
+                // Its bytes stay what they are, and a file that changes hands must not wait for them.
+                return act(&reader);
+            }
             let _gate = self.blob_reads.read();
             if self.hand_overs.load(Ordering::Acquire) == before {
                 return act(&reader);
             }
         }
+    }
+
+    /// Whether reading `ino` may wait for something that is not on this host.
+    pub fn reads_far(&self, ino: Ino) -> bool {
+        if self.store.reach() == Reach::Here {
+            return false;
+        }
+        // Somebody who holds the node may be waiting himself.
+        let Some(mut node) = self.nodes.try_lock(ino) else { return true };
+        if node.clone.is_some() {
+            return true;
+        }
+        let Ok(inode) = self.inode(ino) else { return false };
+        let source = self.source(&mut node, &inode);
+        drop(node);
+        source.and_then(|source| self.reader(source, inode.size)).is_ok_and(|reader| reader.is_far())
     }
 
     /// Opens a blob that the index knows with this size.
@@ -67,12 +87,15 @@ impl Vfs {
 
     /// Reads bytes of a blob, opening it anew when its file may have become that of a writer; fewer only at the end.
     pub fn read_blob(&self, blob: &mut OpenBlob, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        let failed =
+            |sum: &Checksum, source| Error::Io { what: format!("read blob {sum} at {offset}"), source };
         loop {
+            if let Blob::Remote(_) = blob.file {
+                return blob.file.read_at(buffer, offset).map_err(|source| failed(&blob.sum, source));
+            }
             let gate = self.blob_reads.read();
             if self.hand_overs.load(Ordering::Acquire) == blob.hand_overs {
-                let failed =
-                    |source| Error::Io { what: format!("read blob {} at {offset}", blob.sum), source };
-                return blob.file.read_at(buffer, offset).map_err(failed);
+                return blob.file.read_at(buffer, offset).map_err(|source| failed(&blob.sum, source));
             }
             drop(gate);
             *blob = self.open_blob(&blob.sum, blob.size)?;

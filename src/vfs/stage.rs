@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::change::{Change, Inode, Kind, MountId, Nanos, StagedRow, StagingName};
+use crate::change::{Change, Ino, Inode, Kind, MountId, Nanos, StagedRow, StagingName};
 use crate::checksum::Checksum;
 use crate::failpoint;
-use crate::filestore::{self, FileId, Latch, StagingWriter};
+use crate::filestore::{self, Blob, FileId, Latch, Reach, StagingWriter};
 use crate::index::Seq;
 use crate::sys::content as sys;
 use crate::sys::file::copy_range;
@@ -22,6 +22,18 @@ use crate::vfs::{Error, GoOn, Result, Vfs};
 /// mtime of a staging file that no write touched since the times of its version were set: one second after 1970, which no
 /// write can leave behind, on file systems that keep whole seconds only as well.
 pub const UNTOUCHED: Nanos = 1_000_000_000;
+
+/// A copy of a blob that waits for a file to be locked: the blob, the bytes of it, and the staging file.
+#[derive(Debug, Default)]
+pub(super) struct Prepared(Option<(Checksum, u64, StagingName)>);
+
+impl Prepared {
+    /// The staging file, if it is what is wanted.
+    fn take(&mut self, sum: &Checksum, keep: u64) -> Option<StagingName> {
+        let fits = self.0.as_ref().is_some_and(|(of, kept, _)| of == sum && *kept == keep);
+        if fits { self.0.take().map(|(_, _, name)| name) } else { None }
+    }
+}
 
 /// How the newest version of a file looks from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,6 +116,16 @@ impl Vfs {
     ///
     /// Whatever the kernel holds open of the file goes on showing its bytes, and shows what is written from now on.
     pub(super) fn make_dirty(&self, node: &mut Locked<'_>, keep: u64) -> Result<()> {
+        self.make_dirty_with(node, keep, &mut Prepared::default())
+    }
+
+    /// As `make_dirty`, with a copy that may have been made before the node was locked.
+    pub(super) fn make_dirty_with(
+        &self,
+        node: &mut Locked<'_>,
+        keep: u64,
+        prepared: &mut Prepared,
+    ) -> Result<()> {
         if self.options.read_only {
             return Err(Error::ReadOnly);
         }
@@ -129,7 +151,7 @@ impl Vfs {
             Serving::Passthrough(_) => None,
         };
         let mapped = match (&node.serving, left) {
-            (Serving::Idle, None) => self.left_mapping(&self.store.latch(&sum), inode.ino)?,
+            (Serving::Idle, None) => self.left_mapping(&sum, inode.ino)?,
             _ => None,
         };
         let file = match (&node.serving, left) {
@@ -143,7 +165,10 @@ impl Vfs {
                     self.take_over(&sum, name, file)?;
                     name
                 }
-                None => self.copy_for_writing(&sum, inode.size, keep)?,
+                None => match prepared.take(&sum, keep) {
+                    Some(name) => name,
+                    None => self.copy_for_writing(&sum, inode.size, keep)?,
+                },
             },
             (Serving::Passthrough(backing), None) => {
                 let name = match backing.source {
@@ -198,14 +223,53 @@ impl Vfs {
         Ok(row(inode, file, self.store.mount_of_new()?, Some(Checksum::EMPTY)))
     }
 
+    /// Copies a sealed file that is far away before its node is locked, so that nobody who looks at it waits for that.
+    pub(super) fn prepare(&self, ino: Ino, keep: u64) -> Result<Prepared> {
+        if self.store.reach() == Reach::Here || keep == 0 {
+            return Ok(Prepared::default());
+        }
+        if let Ok(Some(node)) = self.nodes.try_existing(ino, Instant::now())
+            && node.staged.is_some()
+        {
+            return Ok(Prepared::default());
+        }
+        let inode = self.inode(ino)?;
+        let Some(sum) = inode.checksum.filter(|_| inode.kind == Kind::File && inode.size > 0) else {
+            return Ok(Prepared::default());
+        };
+        if self.store.open_blob(&sum, inode.size)?.local().is_some() {
+            return Ok(Prepared::default());
+        }
+        let copy = self.copy_for_writing(&sum, inode.size, keep)?;
+        Ok(Prepared(Some((sum, keep, copy))))
+    }
+
+    /// Lets go of a copy that was not needed.
+    pub(super) fn drop_prepared(&self, prepared: Prepared) {
+        if let Some((_, _, name)) = prepared.0 {
+            self.give_up_staging(name);
+        }
+    }
+
     /// A staging file with the first bytes of a blob.
     fn copy_for_writing(&self, sum: &Checksum, size: u64, keep: u64) -> Result<StagingName> {
         let name = self.next_staging()?;
         let keep = keep.min(size);
-        // The latch keeps the blob's file from changing hands, and being written, while it is copied.
-        let _latch = self.store.latch(sum);
-        let writer =
-            if keep == 0 { self.store.stage(name)? } else { self.store.stage_from(name, sum, size, keep)? };
+        if keep == 0 {
+            self.stage_untouched(name)?;
+            return Ok(name);
+        }
+        let blob = self.store.open_blob(sum, size)?;
+        let writer = match blob {
+            // Its bytes stay what they are, and nobody else is to wait for them.
+            Blob::Remote(_) => self.store.stage_of(name, &blob, keep)?,
+            Blob::Local(_) => {
+                drop(blob);
+                // The latch keeps the blob's file from changing hands, and being written, while it is copied.
+                let _latch = self.store.latch(sum);
+                self.store.stage_from(name, sum, size, keep)?
+            }
+        };
         sys::set_mtime(&writer, UNTOUCHED)
             .map_err(Error::io(format!("set the time of staging file {name}")))?;
         Ok(name)
@@ -422,18 +486,20 @@ impl Vfs {
         }
     }
 
+    /// Whether so much waits to be sealed that writers wait.
+    pub fn is_backlogged(&self) -> bool {
+        self.backlog.files.load(Ordering::Relaxed) >= self.options.backlog_files_max
+            || self.backlog.bytes.load(Ordering::Relaxed) >= self.options.backlog_bytes_max
+    }
+
     /// Waits while too much waits to be sealed; before any lock is taken.
     pub(super) fn wait_for_backlog(&self) -> Result<()> {
-        let full = || {
-            self.backlog.files.load(Ordering::Relaxed) >= self.options.backlog_files_max
-                || self.backlog.bytes.load(Ordering::Relaxed) >= self.options.backlog_bytes_max
-        };
-        if !full() {
+        if !self.is_backlogged() {
             return Ok(());
         }
         let deadline = Instant::now() + BACKLOG_WAIT_MAX;
         let mut gate = self.backlog.gate.lock();
-        while full() {
+        while self.is_backlogged() {
             if Instant::now() >= deadline {
                 return Err(Error::Backlog);
             }

@@ -7,6 +7,11 @@ use crate::vfs::{Caller, Error, Result, Vfs, acl, now};
 /// Attributes with this prefix are made up: read-only, not listed, and setting them does nothing.
 pub const MADE_UP: &[u8] = b"user.depotfs.";
 
+/// Whether this is one of them, for which bytes may have to be read.
+pub fn is_made_up(name: &[u8]) -> bool {
+    name.starts_with(MADE_UP)
+}
+
 /// Longest value, as elsewhere in Linux.
 const VALUE_BYTES_MAX: usize = 65_536;
 /// Longest name.
