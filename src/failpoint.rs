@@ -19,6 +19,9 @@ use std::io;
 /// Names the directory that steers the points; for tests.
 pub const VARIABLE: &str = "DEPOTFS_TEST_FAILPOINTS";
 
+/// Whether this build has them, and whatever else lets a test break things.
+pub const COMPILED_IN: bool = cfg!(debug_assertions);
+
 /// Every point, by the step it stands at. A test holds that each stands in the code once, and that each was killed at.
 pub const NAMES: &[&str] = &[
     // A new file, a file emptied by its open, the first write into a sealed file.

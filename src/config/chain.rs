@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::faulty::Faulty;
 use super::keys::brief;
 use super::nearest::suggestion;
 use super::{Problem, Values};
@@ -51,6 +52,7 @@ pub const PROVIDERS: &[Provider] = &[
     Provider { name: "file-system", place: Place::Leaf },
     Provider { name: "full-db", place: Place::Leaf },
     Provider { name: "sharding", place: Place::Leaf },
+    Provider { name: "faulty", place: Place::Layer },
 ];
 
 /// A provider of the chain, with what its section says.
@@ -62,6 +64,8 @@ pub enum Layer {
     FullDb(FullDb),
     /// Spreads blobs over several directories.
     Sharding(Sharding),
+    /// Breaks what stands below it.
+    Faulty(Faulty),
 }
 
 /// Section `[file-system]`.
@@ -152,15 +156,17 @@ impl Layer {
             Layer::FileSystem(_) => "file-system",
             Layer::FullDb(_) => "full-db",
             Layer::Sharding(_) => "sharding",
+            Layer::Faulty(_) => "faulty",
         }
     }
 
-    /// The directory where it keeps what it has on this host.
-    pub fn dir(&self) -> &Path {
+    /// The directory where it keeps what it has on this host, if it keeps anything.
+    pub fn dir(&self) -> Option<&Path> {
         match self {
-            Layer::FileSystem(layer) => &layer.dir,
-            Layer::FullDb(layer) => &layer.dir,
-            Layer::Sharding(layer) => &layer.dir,
+            Layer::FileSystem(layer) => Some(&layer.dir),
+            Layer::FullDb(layer) => Some(&layer.dir),
+            Layer::Sharding(layer) => Some(&layer.dir),
+            Layer::Faulty(_) => None,
         }
     }
 
@@ -168,9 +174,18 @@ impl Layer {
     pub fn dirs(&self) -> Vec<&Path> {
         let shards = match self {
             Layer::Sharding(layer) => layer.shards.as_slice(),
-            Layer::FileSystem(_) | Layer::FullDb(_) => &[],
+            _ => &[],
         };
-        std::iter::once(self.dir()).chain(shards.iter().map(|shard| shard.dir.as_path())).collect()
+        self.dir().into_iter().chain(shards.iter().map(|shard| shard.dir.as_path())).collect()
+    }
+
+    /// What is wrong with the keys of its section taken together.
+    pub(super) fn problems(&self) -> Vec<Problem> {
+        match self {
+            Layer::FileSystem(_) | Layer::FullDb(_) => Vec::new(),
+            Layer::Sharding(layer) => layer.problems(),
+            Layer::Faulty(layer) => layer.problems(),
+        }
     }
 }
 

@@ -207,6 +207,25 @@ pub const DEPOT: &[Key] = &[
         default: Some("full-db"),
         doc: "Directory of the database that keeps the blobs, and of the staging files; must be on a local file system.",
     },
+    Key {
+        name: "faulty.control",
+        kind: Kind::Path,
+        default: Some("faulty.control"),
+        doc: "The file that says what goes wrong, one rule a line; read again when it changes. For tests: a build for users \
+              refuses the provider.",
+    },
+    Key {
+        name: "faulty.seed",
+        kind: Kind::Count { min: 0, max: u64::MAX },
+        default: Some("1"),
+        doc: "What chance begins with, for rules that hold for some calls only.",
+    },
+    Key {
+        name: "faulty.remote",
+        kind: Kind::Flag,
+        default: Some("false"),
+        doc: "Whether the blobs below are served as from far away: no local files, nothing asked at an open.",
+    },
 ];
 
 /// The settings of a repository, kept in the index.

@@ -5,6 +5,7 @@
 pub mod chain;
 mod effective;
 pub mod environment;
+mod faulty;
 mod file;
 pub mod keys;
 mod nearest;
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 pub use chain::{Chosen, FileSystem, FullDb, Layer, Shard, Sharding};
 pub use effective::{Entry, Origin, effective};
+pub use faulty::Faulty;
 pub use file::{assignment, render};
 pub use nearest::{nearest, suggestion};
 pub use quantity::{parse_duration, parse_size};
@@ -232,11 +234,7 @@ impl Config {
             },
             chain: chosen.providers.iter().map(|provider| known.layer(provider)).collect(),
         };
-        for layer in &config.chain {
-            if let Layer::Sharding(layer) = layer {
-                problems.extend(layer.problems());
-            }
-        }
+        problems.extend(config.chain.iter().flat_map(Layer::problems));
         // What a chain that is wrong could keep is nobody's to say.
         let kept = config.keeps("durability", config.durability.name());
         if let (false, Err(why)) = (config.chain.is_empty(), kept) {
@@ -288,6 +286,7 @@ impl Known<'_> {
         match provider {
             "full-db" => Layer::FullDb(FullDb { dir: self.path("full-db.dir") }),
             "sharding" => Layer::Sharding(self.sharding()),
+            "faulty" => Layer::Faulty(Faulty::read(self)),
             _ => {
                 let (blob_uid, blob_gid) =
                     keys::parse_owner(self.get("file-system.blob-owner")).unwrap_or_default();
@@ -390,7 +389,7 @@ mod tests {
         values.insert("durability", "close".into());
         let config = Config::build(Path::new("/d/e"), &values).unwrap();
         assert_eq!(config.index, Path::new("/fast/index"));
-        assert_eq!(config.chain[0].dir(), Path::new("/d/e/../blobs"));
+        assert_eq!(config.chain[0].dir(), Some(Path::new("/d/e/../blobs")));
         assert_eq!(config.durability, Durability::Close);
     }
 

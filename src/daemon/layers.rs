@@ -21,6 +21,11 @@ pub(super) fn layer(layer: &config::Layer) -> anyhow::Result<filestore::Layer> {
             filestore::Layer::FullDb { dir: leaf.dir.clone() }
         }
         config::Layer::Sharding(leaf) => sharding(leaf),
+        config::Layer::Faulty(layer) => filestore::Layer::Faulty {
+            control: layer.control.clone(),
+            seed: layer.seed,
+            remote: layer.remote,
+        },
     })
 }
 

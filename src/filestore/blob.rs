@@ -17,6 +17,9 @@ use crate::sys::file;
 /// Most bytes that a copy through memory moves at a time.
 const COPY_BYTES: u64 = 256 * 1024;
 
+/// Most bytes that one piece of a stream has, unless its provider says otherwise.
+const STREAM_BYTES: u64 = 4 << 20;
+
 /// How a blob's bytes can be had.
 #[derive(Debug)]
 pub enum Blob {
@@ -33,6 +36,23 @@ pub trait Remote: fmt::Debug + Send + Sync {
 
     /// Reads at `offset`; fewer bytes than asked only at the end.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// Reads from `from` to the end; `each` gets the pieces in order, and its error ends it. A provider that is far away
+    /// asks for several pieces at once.
+    fn stream(&self, from: u64, each: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+        let mut buffer = vec![0; self.size().saturating_sub(from).min(STREAM_BYTES) as usize];
+        let mut offset = from;
+        while offset < self.size() {
+            let wanted = (self.size() - offset).min(buffer.len() as u64) as usize;
+            let read = self.read_at(&mut buffer[..wanted], offset)?;
+            if read == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            each(&buffer[..read])?;
+            offset += read as u64;
+        }
+        Ok(())
+    }
 }
 
 impl Blob {
@@ -225,4 +245,50 @@ pub(super) fn read_fully(file: &File, buffer: &mut [u8], offset: u64) -> io::Res
         }
     }
     Ok(done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes that are given out at most three at a time, and end before the size that they claim.
+    #[derive(Debug)]
+    struct Slow(&'static [u8], u64);
+
+    impl Remote for Slow {
+        fn size(&self) -> u64 {
+            self.1
+        }
+
+        fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+            let rest = &self.0[(offset as usize).min(self.0.len())..];
+            let n = rest.len().min(buffer.len()).min(3);
+            buffer[..n].copy_from_slice(&rest[..n]);
+            Ok(n)
+        }
+    }
+
+    #[test]
+    fn a_stream_has_all_bytes_in_order_or_an_error() {
+        let streamed = |remote: &Slow, from: u64| {
+            let mut all = Vec::new();
+            remote.stream(from, &mut |piece| {
+                all.extend_from_slice(piece);
+                Ok(())
+            })?;
+            io::Result::Ok(all)
+        };
+        let whole = Slow(b"bytes in order", 14);
+        for from in [0, 1, 13, 14, 99] {
+            assert_eq!(streamed(&whole, from).unwrap(), &whole.0[(from as usize).min(14)..]);
+        }
+        let cut = streamed(&Slow(b"bytes", 6), 0).unwrap_err();
+        assert_eq!(cut.kind(), io::ErrorKind::UnexpectedEof);
+        let mut seen = 0;
+        let stopped = whole.stream(0, &mut |_| {
+            seen += 1;
+            Err(io::Error::other("enough"))
+        });
+        assert_eq!((stopped.unwrap_err().to_string().as_str(), seen), ("enough", 1));
+    }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::Filestore;
 use super::error::{Error, Result};
+use super::faulty::Faulty;
 use super::file_system::{FileSystem, Options};
 use super::full_db::FullDb;
 use super::provider::Provider;
@@ -46,6 +47,15 @@ pub enum Layer {
         /// Shortest time before a shard that failed is tried again.
         check_period: Duration,
     },
+    /// Breaks what stands below it, for tests.
+    Faulty {
+        /// The file that says what goes wrong.
+        control: PathBuf,
+        /// What chance begins with.
+        seed: u64,
+        /// Whether no blob is a local file.
+        remote: bool,
+    },
 }
 
 /// One shard, as it is configured.
@@ -82,11 +92,12 @@ impl Layer {
                 shards.iter().try_for_each(create)?;
                 Sharding::create(dir, depot_id)
             }
+            Layer::Faulty { .. } => Ok(()),
         }
     }
 
     /// Opens what `create` made over what stands below it in the chain; another depot's is refused.
-    fn open(&self, depot_id: [u8; 16], _below: Option<Arc<dyn Provider>>) -> Result<Arc<dyn Provider>> {
+    fn open(&self, depot_id: [u8; 16], below: Option<Arc<dyn Provider>>) -> Result<Arc<dyn Provider>> {
         Ok(match self {
             Layer::FileSystem { dir, options } => Arc::new(FileSystem::open(dir, depot_id, options)?),
             Layer::FullDb { dir } => Arc::new(FullDb::open(dir, depot_id)?),
@@ -106,6 +117,9 @@ impl Layer {
                     sharding::Options { redundancy: *redundancy, lenient_limit: *lenient_limit, choice };
                 Arc::new(Sharding::open(dir, depot_id, shards, options)?)
             }
+            Layer::Faulty { control, seed, remote } => {
+                Arc::new(Faulty::over(below.ok_or(Error::NoProvider)?, control.clone(), *seed, *remote))
+            }
         })
     }
 
@@ -117,6 +131,7 @@ impl Layer {
                 Volume::examine(dir, depot_id)?;
                 shards.iter().try_for_each(|shard| Volume::examine(&shard.dir, depot_id))
             }
+            Layer::Faulty { .. } => Ok(()),
         }
     }
 }

@@ -41,6 +41,132 @@ const LAWS: &[(&str, Law)] = &[
     ("status tells the room", status_tells_the_room),
 ];
 
+/// What is known of a blob while calls may fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Known {
+    Present,
+    Absent,
+    /// A call on it failed: it may have been done or not.
+    Nothing,
+}
+
+/// Contents that `hold_under_faults` works with.
+const CONTENTS: usize = 12;
+const FAULTY_STEPS: u32 = 150;
+
+/// The laws for a provider whose calls may fail: what was answered with Ok holds. `set(true)` lets calls fail from now on.
+pub(super) fn hold_under_faults(provider: &dyn Provider, set: &dyn Fn(bool), seed: u64) {
+    let contents: Vec<Vec<u8>> =
+        (0..CONTENTS).map(|i| format!("content {i} ").repeat(1 + 1000 * (i % 3)).into_bytes()).collect();
+    let mut known = [Known::Absent; CONTENTS];
+    let mut random = seed;
+    let mut below = |n: usize| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (random >> 33) as usize % n
+    };
+    set(true);
+    for _ in 0..FAULTY_STEPS {
+        let (what, i) = (below(8), below(CONTENTS));
+        known[i] = faulty_step(provider, what, &contents[i], known[i]);
+        if what == 7 {
+            list_under_faults(provider, &contents, &known);
+        }
+    }
+    set(false);
+    for (content, known) in contents.iter().zip(known) {
+        let found = provider.open(&sum_of(content), None).unwrap();
+        assert!(
+            known == Known::Nothing || found.is_some() == (known == Known::Present),
+            "{known:?}: {found:?}"
+        );
+        found.iter().for_each(|blob| assert_eq!(&bytes_of(blob), content));
+    }
+    list_under_faults(provider, &contents, &known);
+}
+
+/// One call; what is known of the blob after it.
+fn faulty_step(provider: &dyn Provider, what: usize, content: &[u8], known: Known) -> Known {
+    let sum = sum_of(content);
+    let kept = |known| if known == Known::Present { known } else { Known::Nothing };
+    match what {
+        0 | 1 => {
+            let (_, offer) = staged(provider, content);
+            let put = provider.put(&[(sum, offer.clone())]);
+            offer.from.discard(offer.name).unwrap();
+            if put.is_ok() { Known::Present } else { kept(known) }
+        }
+        2 => match provider.put_copy(&sum, &Blob::Remote(Box::new(Held(content.to_vec())))) {
+            Ok(()) => Known::Present,
+            Err(_) => kept(known),
+        },
+        3 => match provider.remove(&sum) {
+            Ok(there) => {
+                assert!(known == Known::Nothing || there == (known == Known::Present), "{known:?}: {there}");
+                Known::Absent
+            }
+            Err(_) => Known::Nothing,
+        },
+        4 => {
+            if let Ok(found) = provider.stat(&sum) {
+                let right = found.is_none_or(|size| size == content.len() as u64);
+                let there = found.is_some() == (known == Known::Present);
+                assert!(right && (known == Known::Nothing || there), "{known:?}: {found:?}");
+            }
+            known
+        }
+        _ => {
+            let size = (what == 5).then_some(content.len() as u64);
+            let Ok(found) = provider.open(&sum, size) else { return known };
+            let mut bytes = vec![0; content.len()];
+            match found.map(|blob| blob.read_at(&mut bytes, 0)) {
+                Some(Ok(read)) => {
+                    assert_eq!((read, &bytes[..]), (content.len(), content));
+                    assert_ne!(known, Known::Absent);
+                }
+                Some(Err(error)) if error.kind() != io::ErrorKind::NotFound => {}
+                absent => assert_ne!(known, Known::Present, "{absent:?}"),
+            }
+            known
+        }
+    }
+}
+
+/// A listing that was finished is neither short nor long.
+fn list_under_faults(provider: &dyn Provider, contents: &[Vec<u8>], known: &[Known]) {
+    let mut found = Vec::new();
+    let listing = provider.list(None, &mut |listed| {
+        if let Listed::Blob { sum, .. } = listed {
+            found.push(sum);
+        }
+        ControlFlow::Continue(())
+    });
+    if listing.is_err() {
+        return;
+    }
+    assert!(found.is_sorted(), "{found:?}");
+    for (content, known) in contents.iter().zip(known) {
+        let there = found.contains(&sum_of(content));
+        assert!(*known == Known::Nothing || there == (*known == Known::Present), "{known:?}: {there}");
+    }
+}
+
+/// Bytes of a blob of another provider.
+#[derive(Debug)]
+struct Held(Vec<u8>);
+
+impl Remote for Held {
+    fn size(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let rest = &self.0[(offset as usize).min(self.0.len())..];
+        let n = rest.len().min(buffer.len());
+        buffer[..n].copy_from_slice(&rest[..n]);
+        Ok(n)
+    }
+}
+
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
 /// A name that no other test uses.
@@ -169,33 +295,16 @@ fn a_staging_file_from_elsewhere_is_copied(provider: &dyn Provider) {
     }
 }
 
-/// A blob of another provider.
-#[derive(Debug)]
-struct Bytes(&'static [u8]);
-
-impl Remote for Bytes {
-    fn size(&self) -> u64 {
-        self.0.len() as u64
-    }
-
-    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        let rest = &self.0[(offset as usize).min(self.0.len())..];
-        let n = rest.len().min(buffer.len());
-        buffer[..n].copy_from_slice(&rest[..n]);
-        Ok(n)
-    }
-}
-
 fn a_copy_is_compared_with_its_checksum(provider: &dyn Provider) {
     let good = b"good bytes";
     let sum = sum_of(good);
     for altered in [&b"evil bytes"[..], b"good", b"good bytes and more"] {
-        let put = provider.put_copy(&sum, &Blob::Remote(Box::new(Bytes(altered))));
+        let put = provider.put_copy(&sum, &Blob::Remote(Box::new(Held(altered.to_vec()))));
         assert!(matches!(put, Err(Error::Altered(found)) if found == sum), "{put:?}");
         assert_eq!(provider.stat(&sum).unwrap(), None);
     }
     for _ in 0..2 {
-        provider.put_copy(&sum, &Blob::Remote(Box::new(Bytes(good)))).unwrap();
+        provider.put_copy(&sum, &Blob::Remote(Box::new(Held(good.to_vec())))).unwrap();
         assert_eq!(bytes_of(&open(provider, &sum).unwrap()), good);
     }
     for dir in provider.staging_dirs() {
