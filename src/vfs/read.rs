@@ -68,12 +68,12 @@ impl Vfs {
             return false;
         }
         // Somebody who holds the node may be waiting himself.
-        let Some(mut node) = self.nodes.try_lock(ino) else { return true };
+        let Some(node) = self.nodes.try_lock(ino) else { return true };
         if node.clone.is_some() {
             return true;
         }
         let Ok(inode) = self.inode(ino) else { return false };
-        let source = self.source(&mut node, &inode);
+        let source = self.source(&node, &inode);
         drop(node);
         source.and_then(|source| self.reader(source, inode.size)).is_ok_and(|reader| reader.is_far())
     }

@@ -48,6 +48,8 @@ mod repositories;
 mod requests;
 mod services;
 mod special;
+#[cfg(debug_assertions)]
+mod stalls;
 mod tidy;
 #[cfg(debug_assertions)]
 mod watchdog;

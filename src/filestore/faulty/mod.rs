@@ -20,7 +20,7 @@ use std::sync::Arc;
 use self::rules::{Faults, Then};
 use super::blob::{Blob, BlobFile, FileId, Remote};
 use super::error::{Doing, Error, Result};
-use super::provider::{Found, Health, Mended, Offer, Provider, ProviderStatus, Visit};
+use super::provider::{Found, Health, Mended, Offer, Provider, ProviderStatus, Reach, Visit};
 use super::staging::{StagingDir, StagingReader};
 use crate::change::StagingName;
 use crate::checksum::Checksum;
@@ -193,6 +193,10 @@ impl Provider for Faulty {
 
     fn owed(&self, after: Option<&Checksum>, limit: usize) -> Vec<Checksum> {
         self.below.owed(after, limit)
+    }
+
+    fn reach(&self) -> Reach {
+        Reach::Far
     }
 
     fn status(&self) -> ProviderStatus {
