@@ -2,6 +2,7 @@
 //!
 //! Every key is a row of [`keys::DEPOT`]; unknown keys are refused by name. All paths of a [`Config`] are absolute.
 
+pub mod binarystore;
 pub mod chain;
 mod effective;
 pub mod environment;
@@ -154,6 +155,14 @@ fn read_text(path: &Path) -> io::Result<String> {
 pub fn examine(depot: &Path, text: &str) -> Result<(Config, Vec<Problem>), Problem> {
     let (values, problems) = file::read(keys::DEPOT, text)?;
     Ok(Config::assemble(depot, &values, problems))
+}
+
+/// The values of any file that has keys of a depot.toml; what is wrong with one is the error.
+pub fn read_values(path: &Path) -> Result<Values, Error> {
+    let text = read_text(path).map_err(|error| Error::Read(path.into(), error))?;
+    let wrong = |problem: &Problem| Error::Wrong(path.into(), problem.text.clone());
+    let (values, problems) = file::read(keys::DEPOT, &text).map_err(|problem| wrong(&problem))?;
+    problems.first().map_or(Ok(values), |problem| Err(wrong(problem)))
 }
 
 /// Every key that means something in this depot, with its value and where that comes from.
