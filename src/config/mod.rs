@@ -10,6 +10,7 @@ mod file;
 pub mod keys;
 mod nearest;
 mod quantity;
+pub mod rechain;
 mod values;
 
 use std::fs::{self, File, OpenOptions};
@@ -160,9 +161,13 @@ pub fn examine(depot: &Path, text: &str) -> Result<(Config, Vec<Problem>), Probl
 /// The values of any file that has keys of a depot.toml; what is wrong with one is the error.
 pub fn read_values(path: &Path) -> Result<Values, Error> {
     let text = read_text(path).map_err(|error| Error::Read(path.into(), error))?;
-    let wrong = |problem: &Problem| Error::Wrong(path.into(), problem.text.clone());
-    let (values, problems) = file::read(keys::DEPOT, &text).map_err(|problem| wrong(&problem))?;
-    problems.first().map_or(Ok(values), |problem| Err(wrong(problem)))
+    parse_values(&text).map_err(|problem| Error::Wrong(path.into(), problem.text))
+}
+
+/// The values of such a text; the first thing that is wrong is the error.
+pub fn parse_values(text: &str) -> Result<Values, Problem> {
+    let (values, problems) = file::read(keys::DEPOT, text)?;
+    problems.into_iter().next().map_or(Ok(values), Err)
 }
 
 /// Every key that means something in this depot, with its value and where that comes from.
