@@ -107,6 +107,13 @@ pub const NAMES: &[&str] = &[
     "repair.discarded",
     "repair.unstaged",
     "repair.adopted",
+    // Another chain.
+    "rechain.made",
+    "rechain.copied",
+    "rechain.ready",
+    "rechain.sealed",
+    "rechain.kept",
+    "rechain.exchanged",
     // The index.
     "index.begin",
     "index.applied",

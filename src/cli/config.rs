@@ -1,5 +1,7 @@
 //! `depotfs config`: what depot.toml says, and whether it is right.
 
+mod convert;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -8,7 +10,7 @@ use crate::config::{self, Entry, Origin, Problem};
 use crate::daemon::{LOG_VARIABLE, rooms};
 use crate::text::shown;
 
-/// Show the configuration of a depot and check it, mounted or not.
+/// Show the configuration of a depot and check it, mounted or not; convert that of Artifactory.
 #[derive(clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct Args {
@@ -19,7 +21,8 @@ pub struct Args {
 const AFTER_HELP: &str = "Examples:
   depotfs config show /srv/depot
   depotfs config show /srv/depot --json | jq '.keys[] | select(.origin != \"default\")'
-  depotfs config check /srv/depot     before the next mount, after depot.toml was edited";
+  depotfs config check /srv/depot     before the next mount, after depot.toml was edited
+  depotfs config convert /opt/jfrog/artifactory/var/etc/artifactory/binarystore.xml > new.toml";
 
 #[derive(clap::Subcommand)]
 enum Verb {
@@ -35,6 +38,12 @@ enum Verb {
     /// read.
     #[command(after_help = AFTER_HELP)]
     Check(Of),
+    /// Writes a depot.toml for the chain of a binarystore.xml on standard output.
+    ///
+    /// What could not be carried over stands in it as comments and on standard error; the exit code is then 4. It is written
+    /// without an id: `depotfs init --from` and `depotfs rechain --to` take it as it is.
+    #[command(after_help = AFTER_HELP)]
+    Convert(convert::Args),
 }
 
 #[derive(clap::Args)]
@@ -50,6 +59,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Outcome {
     match &args.verb {
         Verb::Show(of) => show(&depot::find(&of.depot)?, of.json, out),
         Verb::Check(of) => check(&depot::find(&of.depot)?, of.json, out),
+        Verb::Convert(args) => convert::run(args, out),
     }
 }
 

@@ -29,6 +29,7 @@ use crate::sys::mountinfo;
   depotfs init /srv/depot --set index=/ssd/depot-index --set file-system.dir=/raid/blobs
   depotfs init /srv/depot --set durability=close
   depotfs init /srv/depot --set chain=full-db     provider by provider, in place of --template
+  depotfs init /srv/depot --from new.toml         with the keys of a file, such as `depotfs config convert` writes
 
 The keys are explained in the depot.toml that is written.")]
 pub struct Args {
@@ -37,13 +38,20 @@ pub struct Args {
     /// Chain of providers that keeps the blobs.
     #[arg(long, value_name = "NAME")]
     template: Option<String>,
+    /// File with keys of a depot.toml, such as `config convert` writes; --template and --set win over it.
+    #[arg(long, value_name = "FILE")]
+    from: Option<PathBuf>,
     /// Sets a key of depot.toml; may be given several times.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
 }
 
 pub fn run(args: Args, out: &mut dyn Write) -> Outcome {
-    let mut values = Values::new();
+    let mut values = args.from.as_deref().map_or(Ok(Values::new()), config::read_values)?;
+    values.remove("id");
+    if args.template.is_some() {
+        values.remove("chain");
+    }
     let template = args.template.map(|name| format!("template={name}"));
     for assignment in template.iter().chain(&args.settings) {
         let (key, value) =

@@ -17,6 +17,7 @@ mod log;
 mod metrics;
 mod mount;
 mod mount_helper;
+mod rechain;
 mod repo;
 mod status;
 mod umount;
@@ -63,6 +64,7 @@ enum Command {
     Metrics(metrics::Args),
     Repo(repo::Args),
     Config(config::Args),
+    Rechain(rechain::Args),
     Blob(blob::Args),
     Check(check::Args),
     Log(log::Args),
@@ -82,6 +84,7 @@ impl Command {
             Command::Metrics(args) => metrics::run(&args, out),
             Command::Repo(args) => repo::run(args, out),
             Command::Config(args) => config::run(&args, out),
+            Command::Rechain(args) => rechain::run(&args, out),
             Command::Blob(args) => blob::run(args, out),
             Command::Check(args) => check::run(&args, out),
             Command::Log(args) => log::run(&args),

@@ -2,6 +2,7 @@
 //!
 //! Every key is a row of [`keys::DEPOT`]; unknown keys are refused by name. All paths of a [`Config`] are absolute.
 
+pub mod binarystore;
 pub mod chain;
 mod effective;
 pub mod environment;
@@ -10,6 +11,7 @@ mod file;
 pub mod keys;
 mod nearest;
 mod quantity;
+pub mod rechain;
 mod values;
 
 use std::fs::{self, File, OpenOptions};
@@ -156,6 +158,18 @@ fn read_text(path: &Path) -> io::Result<String> {
 pub fn examine(depot: &Path, text: &str) -> Result<(Config, Vec<Problem>), Problem> {
     let (values, problems) = file::read(keys::DEPOT, text)?;
     Ok(Config::assemble(depot, &values, problems))
+}
+
+/// The values of any file that has keys of a depot.toml; what is wrong with one is the error.
+pub fn read_values(path: &Path) -> Result<Values, Error> {
+    let text = read_text(path).map_err(|error| Error::Read(path.into(), error))?;
+    parse_values(&text).map_err(|problem| Error::Wrong(path.into(), problem.text))
+}
+
+/// The values of such a text; the first thing that is wrong is the error.
+pub fn parse_values(text: &str) -> Result<Values, Problem> {
+    let (values, problems) = file::read(keys::DEPOT, text)?;
+    problems.into_iter().next().map_or(Ok(values), Err)
 }
 
 /// Every key that means something in this depot, with its value and where that comes from.

@@ -20,6 +20,11 @@ impl Values {
         self.0.insert(key.into(), value);
     }
 
+    /// Takes one out.
+    pub fn remove(&mut self, key: &str) -> Option<String> {
+        self.0.remove(key)
+    }
+
     /// The value that was given for this key.
     pub fn get(&self, key: &str) -> Option<&str> {
         self.0.get(key).map(String::as_str)

@@ -68,6 +68,8 @@ pub enum Request {
         /// A path, or the name of a file set aside.
         target: Option<Target>,
     },
+    /// Copy the blobs to the chain that the depot is to have.
+    Rechain,
     /// From now on log at this level.
     LogLevel {
         /// A level or a filter expression.
@@ -287,6 +289,7 @@ mod tests {
             Request::BlobChecksum { target: target() },
             Request::BlobRescue { target: None },
             Request::BlobRescue { target: Some(Target::Aside("12".into())) },
+            Request::Rechain,
             Request::LogLevel { level: "debug".into() },
         ] {
             let line = encode(&request).unwrap();

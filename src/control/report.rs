@@ -180,6 +180,28 @@ pub struct Trouble {
     pub why: String,
 }
 
+/// What became of a change of the chain.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Rechained {
+    /// The providers of the new chain, outermost first.
+    pub chain: Vec<String>,
+    /// Blobs copied.
+    pub copied: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// Blobs that could not be copied.
+    pub failures: u64,
+    /// The first of them, and why.
+    pub failed: Vec<Trouble>,
+    /// Nearly all is copied: the next mount does the rest.
+    pub ready: bool,
+    /// The depot has the new chain.
+    pub switched: bool,
+    /// Directories of the old chain that the new one does not use.
+    pub left: Vec<String>,
+}
+
 /// Bytes that were set aside, or cannot be sealed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Aside {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
-use super::report::{Aside, Checksums, Flushed, Located, Place, Repository, Trouble, Verified};
+use super::report::{Aside, Checksums, Flushed, Located, Place, Rechained, Repository, Trouble, Verified};
 use super::{Answer, Bytes, Cause, Failure, Progress, Request, Target};
 use crate::change::{BlobRow, Change, Ino, Kind};
 use crate::checksum::{Checksum, hex};
@@ -27,6 +27,9 @@ const NEWS_PERIOD: Duration = Duration::from_secs(1);
 /// Changes the log level, or says why it cannot be.
 pub type SetLogLevel = Box<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
 
+/// Copies blobs to another chain as long as its news are heard.
+pub type Rechain = Box<dyn Fn(Progress<'_>) -> Result<Rechained, Failure> + Send + Sync>;
+
 /// What requests are about.
 pub struct Service {
     /// The depot.
@@ -39,6 +42,8 @@ pub struct Service {
     pub started: Instant,
     /// Logs at this level from now on.
     pub set_log_level: SetLogLevel,
+    /// Copies the blobs to the chain that the depot is to have.
+    pub rechain: Rechain,
     /// Whether a flush that nobody waits for is under way.
     pub flushing: Arc<AtomicBool>,
 }
@@ -62,6 +67,7 @@ impl Service {
             Request::BlobChecksum { target } => self.checksums(&target),
             Request::BlobRescue { target: None } => self.rescuable(),
             Request::BlobRescue { target: Some(target) } => self.rescue(&target),
+            Request::Rechain => Answer::of(&(self.rechain)(progress)?),
             Request::LogLevel { level } => self.log_level(&level),
         }
     }

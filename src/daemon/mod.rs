@@ -2,7 +2,7 @@
 //!
 //! 1. logging, so that everything after it can be heard, a panic too;
 //! 2. the depot's lock, held to the end of the process: nothing of the depot is touched without it;
-//! 3. dead mounts of this depot are taken away, limits raised;
+//! 3. dead mounts of this depot are taken away, limits raised, a change of the chain that was prepared is finished;
 //! 4. index, filestore, tree; recovery of what the last daemon left;
 //! 5. the kernel session: from here on requests are answered;
 //! 6. watchdog and jobs, then the control socket;
@@ -14,12 +14,14 @@
 //! busy it is detached, its users get some seconds, and then the daemon ends all the same.
 
 pub mod detach;
+mod known_chain;
 mod layers;
 pub mod lock;
 mod logging;
 mod notify;
 mod panics;
 pub mod places;
+pub mod rechain;
 pub mod rooms;
 pub mod users;
 
@@ -38,7 +40,7 @@ use self::lock::Holder;
 use self::logging::Logging;
 pub use self::logging::VARIABLE as LOG_VARIABLE;
 use crate::config::Config;
-use crate::control::{self, Service, report::MountStatus};
+use crate::control::{self, Cause, Failure, Service, report::MountStatus};
 use crate::fuse::options::{Options, Switch};
 use crate::fuse::{Mounting, Session, watch};
 use crate::jobs;
@@ -78,6 +80,7 @@ pub fn run(plan: &Plan, handover: Option<Handover>) -> anyhow::Result<()> {
     places::clear_dead_mounts(&plan.depot)?;
     places::refuse_nesting(&config, &plan.mountpoint)?;
     prepare_process();
+    let config = rechain::before_mount(config, &plan.options)?;
     plan.options.refused.apply();
     let vfs = rooms::tree(&config, &plan.options, &plan.mountpoint)?;
     let mounting = Mounting { mountpoint: &plan.mountpoint, source: &plan.depot, options: &plan.options };
@@ -156,6 +159,7 @@ fn service(
     };
     let logging = logging.clone();
     let service = Service {
+        rechain: Box::new(rechaining(config.clone(), Arc::clone(vfs))),
         config,
         vfs: Arc::clone(vfs),
         mount,
@@ -164,6 +168,20 @@ fn service(
         flushing: Arc::default(),
     };
     Arc::new(move |request, progress| service.answer(request, progress))
+}
+
+/// What copies the blobs to another chain, for one caller at a time.
+fn rechaining(
+    config: Config,
+    vfs: Arc<Vfs>,
+) -> impl Fn(control::Progress<'_>) -> Result<control::report::Rechained, Failure> {
+    let busy = Mutex::new(());
+    move |news| {
+        let under_way = || Failure::new(Cause::Busy, "another rechain of this depot is under way");
+        let _one = busy.try_lock().ok_or_else(under_way)?;
+        rechain::while_mounted(&config, &vfs, news)
+            .map_err(|error| Failure::new(Cause::Failed, format!("{error:#}")))
+    }
 }
 
 /// SIGTERM and SIGINT stop, SIGHUP opens the log again.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 
-use super::layers;
+use super::{known_chain, layers};
 use crate::change::{Ino, Kind, ROOT};
 use crate::checksum::unhex;
 use crate::clock;
@@ -74,7 +74,9 @@ pub fn open(config: &Config) -> anyhow::Result<(Index, Filestore)> {
             config.index.join(INDEX_FILE).display()
         );
     }
-    Ok((index, filestore::open_chain(&layers::of(config)?, depot_id)?))
+    let store = filestore::open_chain(&layers::of(config)?, depot_id)?;
+    known_chain::examine(config, &index, &store)?;
+    Ok((index, store))
 }
 
 /// The index tells every name and owner in the tree, so its files are for its owner only. SQLite gives what it makes later
@@ -140,7 +142,7 @@ fn subdir(index: &Index, path: &str) -> anyhow::Result<Ino> {
     }
 }
 
-fn depot_id(config: &Config) -> anyhow::Result<[u8; 16]> {
+pub(super) fn depot_id(config: &Config) -> anyhow::Result<[u8; 16]> {
     unhex(&config.id).with_context(|| format!("\"{}\" is no depot id", config.id))
 }
 

@@ -252,6 +252,13 @@ impl Filestore {
         self.provider.put(&batch.iter().map(offer).collect::<Result<Vec<_>>>()?)
     }
 
+    /// Makes a blob of the bytes of one that another filestore has; durable on Ok. They are compared with the checksum on
+    /// the way.
+    pub fn put_copy(&self, sum: &Checksum, blob: &Blob) -> Result<()> {
+        let _latch = self.latches.take(*sum);
+        self.provider.put_copy(sum, blob)
+    }
+
     /// Turns a blob's file, which is `file`, into the staging file `name`, leaving a durable copy as the blob, so that those who have the
     /// blob's file open see what is written from now on.
     pub fn detach(&self, latch: &Latch<'_>, name: StagingName, file: FileId) -> Result<()> {

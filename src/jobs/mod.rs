@@ -1,6 +1,7 @@
 //! Work that nobody waits for: a table of plain functions, each on a thread of its own.
 
 pub mod check;
+pub mod rechain;
 
 mod quiet;
 

@@ -24,6 +24,7 @@ macro_rules! both_modes {
 }
 
 mod layers;
+mod rechain;
 mod recovery;
 mod upkeep;
 mod workloads;
@@ -43,6 +44,8 @@ const ELSEWHERE: &[&[&str]] = &[
     recovery::EXPECTING,
     layers::DATABASE,
     layers::SHARDS,
+    rechain::OFFLINE,
+    rechain::MOUNTED,
 ];
 
 #[test]

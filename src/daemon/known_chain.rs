@@ -1,0 +1,100 @@
+//! Whether the chain still has the blobs of the depot: looked at when it is another one than at the last start.
+//!
+//! Somebody may have changed depot.toml by hand. A chain that does not reach the blobs would show files that cannot be read,
+//! and recovery would take staging files that lie elsewhere for lost, so such a chain is refused before anything is done.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use anyhow::bail;
+
+use crate::checksum::{Checksum, Hasher};
+use crate::config::{Config, Layer};
+use crate::filestore::Filestore;
+use crate::index::Index;
+
+/// Tells the chain of the last start, in the depot. It is a note: without it, or with a wrong one, there is a look more.
+const FILE: &str = "chain.known";
+/// Blobs that are looked for, from all over the index.
+const PROBES: u8 = 16;
+
+/// Refuses a chain that is new and lacks what the index knows.
+pub(super) fn examine(config: &Config, index: &Index, store: &Filestore) -> anyhow::Result<()> {
+    let (path, now) = (config.depot.join(FILE), fingerprint(config));
+    let before = fs::read_to_string(&path).ok();
+    if before.as_deref() == Some(now.as_str()) {
+        return Ok(());
+    }
+    if before.is_some() {
+        must_have_staging(config, index, store)?;
+    }
+    must_have_blobs(config, index, store)?;
+    if let Err(error) = fs::write(&path, now) {
+        tracing::debug!(%error, "{} cannot be written", path.display());
+    }
+    Ok(())
+}
+
+/// A text that is another one for another chain, and tells nothing of it.
+fn fingerprint(config: &Config) -> String {
+    let mut hasher = Hasher::default();
+    hasher.update(format!("{:?}", config.chain).as_bytes());
+    hasher.finish().checksum.to_string()
+}
+
+fn must_have_staging(config: &Config, index: &Index, store: &Filestore) -> anyhow::Result<()> {
+    let rows = index.staged()?;
+    let absent = |file| store.stat_staging(file).is_err_and(|error| error.is_absent());
+    let lost = rows.iter().filter(|row| !row.is_unmade() && absent(row.file)).count();
+    if lost > 0 {
+        bail!(
+            "{lost} of {} files that are not sealed yet have their bytes in another chain than {}: put back the chain that \
+             depot.toml had and mount the depot with it once; depotfs rechain exchanges it",
+            rows.len(),
+            in_words(config)
+        );
+    }
+    Ok(())
+}
+
+/// Most of the blobs that are looked for have to be there; a few that lack are damage, which is told elsewhere.
+fn must_have_blobs(config: &Config, index: &Index, store: &Filestore) -> anyhow::Result<()> {
+    let mut sums = BTreeSet::new();
+    for number in 0..PROBES {
+        let mut after = [0; 20];
+        after[0] = number * (u8::MAX / PROBES + 1);
+        let rows = index.blobs(Some(&Checksum(after)), 1)?;
+        sums.extend(rows.iter().filter(|row| row.refs > 0 && row.size > 0).map(|row| row.checksum));
+    }
+    let (mut there, mut missing) = (0, 0);
+    for sum in &sums {
+        match store.stat_blob(sum) {
+            Ok(Some(_)) => there += 1,
+            Ok(None) => missing += 1,
+            // Who cannot be asked has not answered.
+            Err(_) => {}
+        }
+    }
+    if missing > there {
+        bail!(
+            "{missing} of {} blobs that were looked for are not in {}: put back the chain that depot.toml had, and copy the \
+             blobs to the new one with: depotfs rechain {} --to ...",
+            sums.len(),
+            in_words(config),
+            config.depot.display()
+        );
+    }
+    if missing > 0 {
+        tracing::warn!(
+            "{missing} of {} blobs that were looked for are not in {}",
+            sums.len(),
+            in_words(config)
+        );
+    }
+    Ok(())
+}
+
+fn in_words(config: &Config) -> String {
+    let names: Vec<&str> = config.chain.iter().map(Layer::name).collect();
+    format!("the chain {}", names.join(" > "))
+}
