@@ -61,7 +61,7 @@ chain = [\"full-db\"]
 ```
 
 `depotfs init DEPOT --set chain=full-db` writes that; several providers have commas between them.
-A depot keeps the chain that it was made with: another one would not find its blobs.
+`depotfs rechain` gives a depot another chain; one that is changed in depot.toml and does not reach the blobs is refused by the next mount.
 ";
 
 const COMMANDS: &str = "
@@ -83,6 +83,22 @@ Keys of providers that the chain does not have are left out, secrets are shown a
 `check` looks at depot.toml and at the directories that it names: whether they are there, and whether those of the providers carry this depot's id.
 Whose index it is, the mount finds out.
 The exit code is 0 when nothing is wrong, 4 when problems were found, and 1 when depot.toml cannot be read.
+
+### From a binarystore.xml
+
+```sh
+depotfs config convert binarystore.xml > new.toml
+depotfs init /srv/depot --from new.toml        # a depot with that chain
+depotfs rechain /srv/depot --to new.toml       # or that chain for a depot that is there
+```
+
+`convert` writes a depot.toml without an id: the chain of Artifactory's template or of its nested providers, with the parameters that blocks of the same id override.
+What has no counterpart is told on standard error and as comments at the top of the output, with what to do about it; so is what `config check` would tell of the result.
+The exit code is 0 when everything was carried over, 4 when something was not, and 1 when there is no chain in the file.
+A value that Artifactory takes where none is given is written out where the default here is another.
+Directories are carried over where they are absolute; Artifactory's own data directory is not known here.
+Secrets are carried over as they are, with a comment that suggests a variable of the environment: keep the output to yourself.
+The file is at most 1 MiB and has no document type definition.
 ";
 
 fn page() -> String {

@@ -8,6 +8,7 @@ use std::fs;
 
 use anyhow::bail;
 
+use crate::change::StagedRow;
 use crate::checksum::{Checksum, Hasher};
 use crate::config::{Config, Layer};
 use crate::filestore::Filestore;
@@ -21,31 +22,41 @@ const PROBES: u8 = 16;
 /// Refuses a chain that is new and lacks what the index knows.
 pub(super) fn examine(config: &Config, index: &Index, store: &Filestore) -> anyhow::Result<()> {
     let (path, now) = (config.depot.join(FILE), fingerprint(config));
-    let before = fs::read_to_string(&path).ok();
-    if before.as_deref() == Some(now.as_str()) {
+    // Written without being forced: after a power cut it may be anything.
+    let before = fs::read_to_string(&path).ok().and_then(|text| Checksum::parse(&text));
+    if before == Some(now) {
         return Ok(());
     }
     if before.is_some() {
         must_have_staging(config, index, store)?;
     }
     must_have_blobs(config, index, store)?;
-    if let Err(error) = fs::write(&path, now) {
+    if let Err(error) = fs::write(&path, now.to_string()) {
         tracing::debug!(%error, "{} cannot be written", path.display());
     }
     Ok(())
 }
 
-/// A text that is another one for another chain, and tells nothing of it.
-fn fingerprint(config: &Config) -> String {
+/// Another one for another chain, and telling nothing of it. A depot that was moved as a whole has the same chain.
+fn fingerprint(config: &Config) -> Checksum {
     let mut hasher = Hasher::default();
-    hasher.update(format!("{:?}", config.chain).as_bytes());
-    hasher.finish().checksum.to_string()
+    let chain = format!("{:?}", config.chain).replace(&*config.depot.to_string_lossy(), "");
+    hasher.update(chain.as_bytes());
+    hasher.finish().checksum
 }
 
+/// A staging file that has to be there is in the chain, or somebody else's chain has it.
 fn must_have_staging(config: &Config, index: &Index, store: &Filestore) -> anyhow::Result<()> {
     let rows = index.staged()?;
-    let absent = |file| store.stat_staging(file).is_err_and(|error| error.is_absent());
-    let lost = rows.iter().filter(|row| !row.is_unmade() && absent(row.file)).count();
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let boot = store.mount_of_new()?.boot;
+    // A power cut may have taken what was not forced.
+    let stands =
+        |row: &StagedRow| !row.is_unmade() && (row.forced || row.failed.is_some() || row.boot == boot);
+    let absent = |row: &StagedRow| store.stat_staging(row.file).is_err_and(|error| error.is_absent());
+    let lost = rows.iter().filter(|row| stands(row) && absent(row)).count();
     if lost > 0 {
         bail!(
             "{lost} of {} files that are not sealed yet have their bytes in another chain than {}: put back the chain that \
