@@ -4,6 +4,7 @@
 //! and what to do; the exit code tells scripts which kind it was.
 
 mod blob;
+mod cache;
 mod check;
 mod config;
 mod depot;
@@ -20,6 +21,7 @@ mod mount_helper;
 mod repo;
 mod status;
 mod umount;
+mod warm;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -64,6 +66,8 @@ enum Command {
     Repo(repo::Args),
     Config(config::Args),
     Blob(blob::Args),
+    Cache(cache::Args),
+    Warm(warm::Args),
     Check(check::Args),
     Log(log::Args),
 }
@@ -83,6 +87,8 @@ impl Command {
             Command::Repo(args) => repo::run(args, out),
             Command::Config(args) => config::run(&args, out),
             Command::Blob(args) => blob::run(args, out),
+            Command::Cache(args) => cache::run(&args, out),
+            Command::Warm(args) => warm::run(&args, out),
             Command::Check(args) => check::run(&args, out),
             Command::Log(args) => log::run(&args),
         }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::cache_fs::CacheFs;
 use super::keys::brief;
 use super::nearest::suggestion;
 use super::{Problem, Values};
@@ -19,11 +20,13 @@ pub struct Template {
 /// Every template.
 pub const TEMPLATES: &[Template] = &[
     Template { name: "file-system", chain: &["file-system"] },
+    Template { name: "cache-fs", chain: &["cache-fs", "file-system"] },
+    Template { name: "full-db", chain: &["cache-fs", "full-db"] },
     Template { name: "full-db-direct", chain: &["full-db"] },
 ];
 
 /// Their names.
-pub const NAMES: &[&str] = &["file-system", "full-db-direct"];
+pub const NAMES: &[&str] = &["file-system", "cache-fs", "full-db", "full-db-direct"];
 
 /// The template of a depot.toml that says nothing, and its only provider.
 pub(super) const DEFAULT: &str = "file-system";
@@ -51,6 +54,7 @@ pub const PROVIDERS: &[Provider] = &[
     Provider { name: "file-system", place: Place::Leaf },
     Provider { name: "full-db", place: Place::Leaf },
     Provider { name: "sharding", place: Place::Leaf },
+    Provider { name: "cache-fs", place: Place::Layer },
 ];
 
 /// A provider of the chain, with what its section says.
@@ -62,6 +66,8 @@ pub enum Layer {
     FullDb(FullDb),
     /// Spreads blobs over several directories.
     Sharding(Sharding),
+    /// Keeps copies of what the provider below it has.
+    CacheFs(CacheFs),
 }
 
 /// Section `[file-system]`.
@@ -152,6 +158,7 @@ impl Layer {
             Layer::FileSystem(_) => "file-system",
             Layer::FullDb(_) => "full-db",
             Layer::Sharding(_) => "sharding",
+            Layer::CacheFs(_) => "cache-fs",
         }
     }
 
@@ -161,16 +168,35 @@ impl Layer {
             Layer::FileSystem(layer) => &layer.dir,
             Layer::FullDb(layer) => &layer.dir,
             Layer::Sharding(layer) => &layer.dir,
+            Layer::CacheFs(layer) => &layer.dir,
         }
     }
 
-    /// That directory and those of its shards.
+    /// The key of that directory.
+    pub fn dir_key(&self) -> String {
+        match self {
+            Layer::CacheFs(_) => "cache-fs.cache-provider-dir".into(),
+            _ => format!("{}.dir", self.name()),
+        }
+    }
+
+    /// That directory and all further ones, those of its shards say.
     pub fn dirs(&self) -> Vec<&Path> {
-        let shards = match self {
-            Layer::Sharding(layer) => layer.shards.as_slice(),
-            Layer::FileSystem(_) | Layer::FullDb(_) => &[],
+        let further: Vec<&Path> = match self {
+            Layer::Sharding(layer) => layer.shards.iter().map(|shard| shard.dir.as_path()).collect(),
+            Layer::CacheFs(layer) => layer.further.iter().map(PathBuf::as_path).collect(),
+            Layer::FileSystem(_) | Layer::FullDb(_) => Vec::new(),
         };
-        std::iter::once(self.dir()).chain(shards.iter().map(|shard| shard.dir.as_path())).collect()
+        std::iter::once(self.dir()).chain(further).collect()
+    }
+
+    /// What is wrong with its keys taken together.
+    pub(super) fn problems(&self) -> Vec<Problem> {
+        match self {
+            Layer::Sharding(layer) => layer.problems(),
+            Layer::CacheFs(layer) => layer.problems(),
+            Layer::FileSystem(_) | Layer::FullDb(_) => Vec::new(),
+        }
     }
 }
 

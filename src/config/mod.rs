@@ -2,6 +2,7 @@
 //!
 //! Every key is a row of [`keys::DEPOT`]; unknown keys are refused by name. All paths of a [`Config`] are absolute.
 
+mod cache_fs;
 pub mod chain;
 mod effective;
 pub mod environment;
@@ -16,6 +17,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+pub use cache_fs::CacheFs;
 pub use chain::{Chosen, FileSystem, FullDb, Layer, Shard, Sharding};
 pub use effective::{Entry, Origin, effective};
 pub use file::{assignment, render};
@@ -232,11 +234,7 @@ impl Config {
             },
             chain: chosen.providers.iter().map(|provider| known.layer(provider)).collect(),
         };
-        for layer in &config.chain {
-            if let Layer::Sharding(layer) = layer {
-                problems.extend(layer.problems());
-            }
-        }
+        config.chain.iter().for_each(|layer| problems.extend(layer.problems()));
         // What a chain that is wrong could keep is nobody's to say.
         let kept = config.keeps("durability", config.durability.name());
         if let (false, Err(why)) = (config.chain.is_empty(), kept) {
@@ -288,6 +286,7 @@ impl Known<'_> {
         match provider {
             "full-db" => Layer::FullDb(FullDb { dir: self.path("full-db.dir") }),
             "sharding" => Layer::Sharding(self.sharding()),
+            "cache-fs" => Layer::CacheFs(CacheFs::read(self)),
             _ => {
                 let (blob_uid, blob_gid) =
                     keys::parse_owner(self.get("file-system.blob-owner")).unwrap_or_default();

@@ -68,6 +68,20 @@ pub enum Request {
         /// A path, or the name of a file set aside.
         target: Option<Target>,
     },
+    /// Fetch files into the cache.
+    Warm {
+        /// Files and directories.
+        targets: Vec<Target>,
+    },
+    /// How full the cache is.
+    CacheStatus,
+    /// Take blobs out of the cache.
+    CacheDrop {
+        /// Files, directories and checksums; none: everything that nobody has open.
+        targets: Vec<Target>,
+    },
+    /// How large the cache should be.
+    CacheAdvise,
     /// From now on log at this level.
     LogLevel {
         /// A level or a filter expression.
@@ -287,6 +301,10 @@ mod tests {
             Request::BlobChecksum { target: target() },
             Request::BlobRescue { target: None },
             Request::BlobRescue { target: Some(Target::Aside("12".into())) },
+            Request::Warm { targets: vec![target()] },
+            Request::CacheStatus,
+            Request::CacheDrop { targets: vec![target(), Target::Checksum("da39".into())] },
+            Request::CacheAdvise,
             Request::LogLevel { level: "debug".into() },
         ] {
             let line = encode(&request).unwrap();

@@ -16,6 +16,10 @@ use crate::sys::file;
 
 /// Most bytes that a copy through memory moves at a time.
 const COPY_BYTES: u64 = 256 * 1024;
+/// The first piece of a stream; each one is twice the one before it.
+const STREAM_BYTES_FIRST: u64 = 64 * 1024;
+/// The largest.
+const STREAM_BYTES_MAX: u64 = 4 << 20;
 
 /// How a blob's bytes can be had.
 #[derive(Debug)]
@@ -33,6 +37,24 @@ pub trait Remote: fmt::Debug + Send + Sync {
 
     /// Reads at `offset`; fewer bytes than asked only at the end.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// Gives all bytes from `from` on to `each`, in order and piece by piece; small pieces come first, so that whoever waits for
+    /// the first bytes has them soon.
+    fn stream(&self, from: u64, each: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+        let (mut at, mut piece) = (from, STREAM_BYTES_FIRST);
+        let mut buffer = Vec::new();
+        while at < self.size() {
+            buffer.resize(piece.min(self.size() - at) as usize, 0);
+            let read = self.read_at(&mut buffer, at)?;
+            if read == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            each(&buffer[..read])?;
+            at += read as u64;
+            piece = (piece * 2).min(STREAM_BYTES_MAX);
+        }
+        Ok(())
+    }
 }
 
 impl Blob {

@@ -3,6 +3,7 @@
 use std::io;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -16,6 +17,9 @@ use crate::vfs::node::Source;
 
 /// How many descriptors of each sort stay open.
 const OPEN_MAX: usize = 1024;
+
+/// A reader that nobody used for so long is closed: what is open cannot be evicted from a cache.
+const IDLE: Duration = Duration::from_secs(5);
 
 /// Something the daemon reads.
 #[derive(Debug)]
@@ -33,6 +37,11 @@ impl Reader {
             Reader::Blob(blob) => blob.read_at(buffer, offset),
             Reader::Staging(staging) => staging.read_at(buffer, offset),
         }
+    }
+
+    /// Whether it is no file of this host.
+    pub fn is_remote(&self) -> bool {
+        matches!(self, Reader::Blob(Blob::Remote(_)))
     }
 
     /// Copies a range over whatever a staging file has there.
@@ -57,7 +66,8 @@ impl Reader {
 /// The cache.
 #[derive(Debug)]
 pub struct Descriptors {
-    readers: Mutex<LruCache<Source, Arc<Reader>>>,
+    /// Each with its last use, the latest first.
+    readers: Mutex<LruCache<Source, (Arc<Reader>, Instant)>>,
     writers: Mutex<LruCache<StagingName, Arc<StagingWriter>>>,
 }
 
@@ -77,11 +87,12 @@ impl Descriptors {
     ) -> Result<Arc<Reader>, E> {
         // Locked across the opening: what is forgotten meanwhile must not come back.
         let mut readers = self.readers.lock();
-        if let Some(reader) = readers.get(&source) {
+        if let Some((reader, used)) = readers.get_mut(&source) {
+            *used = Instant::now();
             return Ok(reader.clone());
         }
         let reader = Arc::new(open()?);
-        readers.put(source, reader.clone());
+        readers.put(source, (reader.clone(), Instant::now()));
         Ok(reader)
     }
 
@@ -103,6 +114,31 @@ impl Descriptors {
     /// Closes the writer of `name`, so that a lease can be had.
     pub fn close_writer(&self, name: StagingName) {
         self.writers.lock().pop(&name);
+    }
+
+    /// Closes readers that nobody uses. A job does this.
+    pub fn close_idle(&self) {
+        loop {
+            // Closed without the lock: the last reader of a blob may have work to do.
+            let mut readers = self.readers.lock();
+            let idle = readers.peek_lru().is_some_and(|(_, (_, used))| used.elapsed() >= IDLE);
+            let Some(reader) = idle.then(|| readers.pop_lru()).flatten() else { return };
+            drop(readers);
+            drop(reader);
+        }
+    }
+
+    /// Closes this very reader of a blob: reading it failed, so whoever reads next opens the blob anew.
+    pub fn forget_failed(&self, reader: &Arc<Reader>) {
+        if let Reader::Staging(_) = **reader {
+            return;
+        }
+        let mut readers = self.readers.lock();
+        let found =
+            readers.iter().find(|(_, (known, _))| Arc::ptr_eq(known, reader)).map(|(source, _)| *source);
+        let failed = found.and_then(|source| readers.pop(&source));
+        drop(readers);
+        drop(failed);
     }
 
     /// Closes what is open of a staging file.

@@ -51,6 +51,10 @@ impl Vfs {
         loop {
             let before = self.hand_overs.load(Ordering::Acquire);
             let reader = self.current_reader(ino)?;
+            if reader.is_remote() {
+                // Nobody writes to what is far away, and one who waits for it must not hold up those who do not.
+                return act(&reader).inspect_err(|_| self.descriptors.forget_failed(&reader));
+            }
             let _gate = self.blob_reads.read();
             if self.hand_overs.load(Ordering::Acquire) == before {
                 return act(&reader);
@@ -68,8 +72,8 @@ impl Vfs {
     /// Reads bytes of a blob, opening it anew when its file may have become that of a writer; fewer only at the end.
     pub fn read_blob(&self, blob: &mut OpenBlob, offset: u64, buffer: &mut [u8]) -> Result<usize> {
         loop {
-            let gate = self.blob_reads.read();
-            if self.hand_overs.load(Ordering::Acquire) == blob.hand_overs {
+            let gate = blob.file.local().map(|_| self.blob_reads.read());
+            if gate.is_none() || self.hand_overs.load(Ordering::Acquire) == blob.hand_overs {
                 let failed =
                     |source| Error::Io { what: format!("read blob {} at {offset}", blob.sum), source };
                 return blob.file.read_at(buffer, offset).map_err(failed);
