@@ -83,6 +83,14 @@ metrics! {
     QUEUED_BYTES = "depotfs_queued_bytes", Gauge, "Bytes in staging files that wait to be sealed.";
     UNSEALABLE = "depotfs_unsealable_files", Gauge, "Files whose bytes could not be sealed and were set aside or fail to open.";
     HASHED_BYTES = "depotfs_hashed_bytes_total", Counter, "Bytes read and hashed to name blobs or to verify them.";
+    // The cache, set when status is taken.
+    CACHE_LIMIT = "depotfs_cache_limit_bytes", Gauge, "Room that the cache may take.";
+    CACHE_USED = "depotfs_cache_used_bytes", Gauge, "Room that it takes, what arrives and what was evicted and is open included.";
+    CACHE_ARRIVING = "depotfs_cache_arriving_bytes", Gauge, "Room of what arrives.";
+    CACHE_BLOBS = "depotfs_cache_blobs", Gauge, "Blobs in the cache.";
+    CACHE_HITS = "depotfs_cache_hits", Gauge, "Openings of blobs since the start that the cache answered.";
+    CACHE_MISSES = "depotfs_cache_misses", Gauge, "Openings of blobs since the start that it did not.";
+    CACHE_EVICTIONS = "depotfs_cache_evictions", Gauge, "Blobs evicted since the start.";
     // Requests of the kernel, as the watchdog saw them at its last look.
     REQUESTS_UNDER_WAY = "depotfs_requests_under_way", Gauge, "Requests of the kernel being answered.";
     OLDEST_REQUEST = "depotfs_oldest_request_seconds", Gauge, "Age of the oldest of them.";

@@ -74,6 +74,11 @@ pub fn target(depot: &Path, x: &OsStr) -> anyhow::Result<Target> {
     if let Some(checksum) = x.to_str().and_then(Checksum::parse) {
         return Ok(Target::Checksum(checksum.to_string()));
     }
+    path(depot, x)
+}
+
+/// What a path means: one in the depot's mount, or else one from the root of its tree.
+pub fn path(depot: &Path, x: &OsStr) -> anyhow::Result<Target> {
     let mounts = mountinfo::mounts().context("the mounts cannot be read")?;
     let path = places::absolute(Path::new(x)).context("the path cannot be used")?;
     let inside = |path: &Path| {

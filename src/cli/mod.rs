@@ -4,6 +4,7 @@
 //! and what to do; the exit code tells scripts which kind it was.
 
 mod blob;
+mod cache;
 mod check;
 mod config;
 mod depot;
@@ -21,6 +22,7 @@ mod rechain;
 mod repo;
 mod status;
 mod umount;
+mod warm;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -66,6 +68,8 @@ enum Command {
     Config(config::Args),
     Rechain(rechain::Args),
     Blob(blob::Args),
+    Cache(cache::Args),
+    Warm(warm::Args),
     Check(check::Args),
     Log(log::Args),
 }
@@ -86,6 +90,8 @@ impl Command {
             Command::Config(args) => config::run(&args, out),
             Command::Rechain(args) => rechain::run(&args, out),
             Command::Blob(args) => blob::run(args, out),
+            Command::Cache(args) => cache::run(&args, out),
+            Command::Warm(args) => warm::run(&args, out),
             Command::Check(args) => check::run(&args, out),
             Command::Log(args) => log::run(&args),
         }

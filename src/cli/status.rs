@@ -212,6 +212,10 @@ fn describe(layer: &Layer) -> String {
     if layer.owed > 0 {
         text.push_str(&format!(", {} to come", human::count(layer.owed, "copy")));
     }
+    if let Some(cache) = &layer.cache {
+        let (used, limit) = (human::bytes(cache.used), human::bytes(cache.limit));
+        text.push_str(&format!(", {used} of {limit} used by {}", human::count(cache.entries, "blob")));
+    }
     for child in &layer.children {
         text.push_str(&format!("; below it {}", describe(child)));
     }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::cache_fs::CacheFs;
 use super::faulty::Faulty;
 use super::keys::brief;
 use super::nearest::suggestion;
@@ -20,11 +21,13 @@ pub struct Template {
 /// Every template.
 pub const TEMPLATES: &[Template] = &[
     Template { name: "file-system", chain: &["file-system"] },
+    Template { name: "cache-fs", chain: &["cache-fs", "file-system"] },
+    Template { name: "full-db", chain: &["cache-fs", "full-db"] },
     Template { name: "full-db-direct", chain: &["full-db"] },
 ];
 
 /// Their names.
-pub const NAMES: &[&str] = &["file-system", "full-db-direct"];
+pub const NAMES: &[&str] = &["file-system", "cache-fs", "full-db", "full-db-direct"];
 
 /// The template of a depot.toml that says nothing, and its only provider.
 pub(super) const DEFAULT: &str = "file-system";
@@ -53,6 +56,7 @@ pub const PROVIDERS: &[Provider] = &[
     Provider { name: "full-db", place: Place::Leaf },
     Provider { name: "sharding", place: Place::Leaf },
     Provider { name: "faulty", place: Place::Layer },
+    Provider { name: "cache-fs", place: Place::Layer },
 ];
 
 /// A provider of the chain, with what its section says.
@@ -66,6 +70,8 @@ pub enum Layer {
     Sharding(Sharding),
     /// Breaks what stands below it.
     Faulty(Faulty),
+    /// Keeps copies of what the provider below it has.
+    CacheFs(CacheFs),
 }
 
 /// Section `[file-system]`.
@@ -157,6 +163,7 @@ impl Layer {
             Layer::FullDb(_) => "full-db",
             Layer::Sharding(_) => "sharding",
             Layer::Faulty(_) => "faulty",
+            Layer::CacheFs(_) => "cache-fs",
         }
     }
 
@@ -166,17 +173,27 @@ impl Layer {
             Layer::FileSystem(layer) => Some(&layer.dir),
             Layer::FullDb(layer) => Some(&layer.dir),
             Layer::Sharding(layer) => Some(&layer.dir),
+            Layer::CacheFs(layer) => Some(&layer.dir),
             Layer::Faulty(_) => None,
         }
     }
 
-    /// That directory and those of its shards.
+    /// The key of that directory.
+    pub fn dir_key(&self) -> String {
+        match self {
+            Layer::CacheFs(_) => "cache-fs.cache-provider-dir".into(),
+            _ => format!("{}.dir", self.name()),
+        }
+    }
+
+    /// That directory and all further ones, those of its shards say.
     pub fn dirs(&self) -> Vec<&Path> {
-        let shards = match self {
-            Layer::Sharding(layer) => layer.shards.as_slice(),
-            _ => &[],
+        let further: Vec<&Path> = match self {
+            Layer::Sharding(layer) => layer.shards.iter().map(|shard| shard.dir.as_path()).collect(),
+            Layer::CacheFs(layer) => layer.further.iter().map(PathBuf::as_path).collect(),
+            _ => Vec::new(),
         };
-        self.dir().into_iter().chain(shards.iter().map(|shard| shard.dir.as_path())).collect()
+        self.dir().into_iter().chain(further).collect()
     }
 
     /// What is wrong with the keys of its section taken together.
@@ -184,6 +201,7 @@ impl Layer {
         match self {
             Layer::FileSystem(_) | Layer::FullDb(_) => Vec::new(),
             Layer::Sharding(layer) => layer.problems(),
+            Layer::CacheFs(layer) => layer.problems(),
             Layer::Faulty(layer) => layer.problems(),
         }
     }

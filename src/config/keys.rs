@@ -202,6 +202,43 @@ pub const DEPOT: &[Key] = &[
         doc: "Whether the shard gets new blobs; one that does not goes on serving those it has.",
     },
     Key {
+        name: "cache-fs.cache-provider-dir",
+        kind: Kind::Path,
+        default: Some("cache"),
+        doc: "Directory of the cache, and of what it remembers; must be on a local file system.",
+    },
+    Key {
+        name: "cache-fs.max-cache-size",
+        kind: Kind::Size,
+        default: Some("5GB"),
+        doc: "Room that the cache may take in all its directories; what arrives, and what was evicted and is still open, \
+              counts.",
+    },
+    Key {
+        name: "cache-fs.max-file-size-limit",
+        kind: Kind::Size,
+        default: Some("0"),
+        doc: "The largest blob that is cached; larger ones are read past the cache. 0: any that has room.",
+    },
+    Key {
+        name: "cache-fs.min-free-space",
+        kind: Kind::Size,
+        default: Some("100MB"),
+        doc: "Bytes that the cache leaves free on the disk of each of its directories, giving up what it has if need be.",
+    },
+    Key {
+        name: "cache-fs.skip-during-upload",
+        kind: Kind::Flag,
+        default: Some("false"),
+        doc: "Whether only reads fill the cache, and not what is written.",
+    },
+    Key {
+        name: "cache-fs.further[].dir",
+        kind: Kind::Path,
+        default: None,
+        doc: "A further directory of the cache, on another disk say: blobs are spread over all of them.",
+    },
+    Key {
         name: "full-db.dir",
         kind: Kind::Path,
         default: Some("full-db"),

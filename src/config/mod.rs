@@ -3,6 +3,7 @@
 //! Every key is a row of [`keys::DEPOT`]; unknown keys are refused by name. All paths of a [`Config`] are absolute.
 
 pub mod binarystore;
+mod cache_fs;
 pub mod chain;
 mod effective;
 pub mod environment;
@@ -19,6 +20,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+pub use cache_fs::CacheFs;
 pub use chain::{Chosen, FileSystem, FullDb, Layer, Shard, Sharding};
 pub use effective::{Entry, Origin, effective};
 pub use faulty::Faulty;
@@ -301,6 +303,7 @@ impl Known<'_> {
             "full-db" => Layer::FullDb(FullDb { dir: self.path("full-db.dir") }),
             "sharding" => Layer::Sharding(self.sharding()),
             "faulty" => Layer::Faulty(Faulty::read(self)),
+            "cache-fs" => Layer::CacheFs(CacheFs::read(self)),
             _ => {
                 let (blob_uid, blob_gid) =
                     keys::parse_owner(self.get("file-system.blob-owner")).unwrap_or_default();

@@ -4,6 +4,7 @@
 //! version, the daemon answers with any number of progress lines and one result, after which the client may ask again. Only
 //! the depot's owner and root are heard; the kernel says who is calling.
 
+mod cache;
 mod client;
 mod protocol;
 pub mod report;

@@ -70,6 +70,20 @@ pub enum Request {
     },
     /// Copy the blobs to the chain that the depot is to have.
     Rechain,
+    /// Fetch files into the cache.
+    Warm {
+        /// Files and directories.
+        targets: Vec<Target>,
+    },
+    /// How full the cache is.
+    CacheStatus,
+    /// Take blobs out of the cache.
+    CacheDrop {
+        /// Files, directories and checksums; none: everything that nobody has open.
+        targets: Vec<Target>,
+    },
+    /// How large the cache should be.
+    CacheAdvise,
     /// From now on log at this level.
     LogLevel {
         /// A level or a filter expression.
@@ -290,6 +304,10 @@ mod tests {
             Request::BlobRescue { target: None },
             Request::BlobRescue { target: Some(Target::Aside("12".into())) },
             Request::Rechain,
+            Request::Warm { targets: vec![target()] },
+            Request::CacheStatus,
+            Request::CacheDrop { targets: vec![target(), Target::Checksum("da39".into())] },
+            Request::CacheAdvise,
             Request::LogLevel { level: "debug".into() },
         ] {
             let line = encode(&request).unwrap();

@@ -96,9 +96,74 @@ pub struct Layer {
     /// Blobs that have fewer copies than they should.
     #[serde(default)]
     pub owed: u64,
+    /// How full it is, if it is a cache.
+    #[serde(default)]
+    pub cache: Option<Cache>,
     /// Providers below it.
     #[serde(default)]
     pub children: Vec<Layer>,
+}
+
+/// How full a cache is, and what it does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Cache {
+    /// Room in bytes that it may take.
+    pub limit: u64,
+    /// Room that it takes: blobs, what arrives, and what was evicted and is open.
+    pub used: u64,
+    /// Room of what arrives.
+    pub arriving: u64,
+    /// Blobs.
+    pub entries: u64,
+    /// Openings since the daemon started that it answered.
+    pub hits: u64,
+    /// Openings since then that it did not.
+    pub misses: u64,
+    /// Blobs evicted since then.
+    pub evictions: u64,
+}
+
+/// What the past tells about the size of a cache.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CacheAdvice {
+    /// Openings that are remembered.
+    pub asked: u64,
+    /// Those that the cache answered.
+    pub hits: u64,
+    /// Those of blobs that were opened for the first time: no cache has them.
+    pub first: u64,
+    /// Bytes of all blobs that were asked for.
+    pub bytes: u64,
+    /// The limit of the cache.
+    pub limit: u64,
+    /// Hit rates in percent, each with the smallest limit that would have reached it; none where no cache could.
+    pub sizes: Vec<(u64, Option<u64>)>,
+}
+
+/// What `warm` did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Warmed {
+    /// Files that were fetched.
+    pub fetched: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// Files that were in the cache already, or were not sealed yet and are on this host.
+    pub there: u64,
+    /// Files that are not cached, as there is no room or they are too large.
+    pub passed_over: u64,
+    /// Files that could not be read.
+    pub failed: Vec<Trouble>,
+}
+
+/// What `cache drop` did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Dropped {
+    /// Blobs that are gone from the cache.
+    pub blobs: u64,
 }
 
 /// Room of a provider.

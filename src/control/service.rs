@@ -22,7 +22,7 @@ const PATHS_MAX: usize = 1000;
 /// How long a flush that somebody waits for may take at most.
 const FLUSH_LONGEST: Duration = Duration::from_secs(24 * 3600);
 /// How often somebody who waits hears news.
-const NEWS_PERIOD: Duration = Duration::from_secs(1);
+pub(super) const NEWS_PERIOD: Duration = Duration::from_secs(1);
 
 /// Changes the log level, or says why it cannot be.
 pub type SetLogLevel = Box<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
@@ -68,6 +68,10 @@ impl Service {
             Request::BlobRescue { target: None } => self.rescuable(),
             Request::BlobRescue { target: Some(target) } => self.rescue(&target),
             Request::Rechain => Answer::of(&(self.rechain)(progress)?),
+            Request::Warm { targets } => self.warm(&targets, progress),
+            Request::CacheStatus => self.cache_status(),
+            Request::CacheDrop { targets } => self.drop_cached(&targets),
+            Request::CacheAdvise => self.advise_on_cache(),
             Request::LogLevel { level } => self.log_level(&level),
         }
     }
@@ -296,7 +300,7 @@ impl Service {
     }
 
     /// The path from the root of the tree that a target names.
-    fn path(&self, target: &Target) -> Result<Vec<u8>, Failure> {
+    pub(super) fn path(&self, target: &Target) -> Result<Vec<u8>, Failure> {
         match target {
             Target::Tree(path) => Ok(path.as_bytes().to_vec()),
             Target::Mount(path) if self.mount.subdir.is_empty() => Ok(path.as_bytes().to_vec()),
@@ -364,11 +368,11 @@ pub(super) fn troubles(status: &vfs::status::Status) -> Vec<Trouble> {
     status.unsealable.iter().map(trouble).collect()
 }
 
-fn in_index(error: index::Error) -> Failure {
+pub(super) fn in_index(error: index::Error) -> Failure {
     Failure::because("the index could not answer", &error)
 }
 
-fn in_store(error: filestore::Error) -> Failure {
+pub(super) fn in_store(error: filestore::Error) -> Failure {
     Failure::because("the filestore could not answer", &error)
 }
 

@@ -2,7 +2,9 @@
 //!
 //! What cannot be asked is said to be failing, and the rest is told all the same.
 
-use super::report::{Counts, Health, IndexStatus, Layer, MountStatus, Pending, Reads, Status, Trouble};
+use super::report::{
+    Cache, Counts, Health, IndexStatus, Layer, MountStatus, Pending, Reads, Status, Trouble,
+};
 use super::service::{Service, set_aside, troubles};
 use crate::checksum::Checksum;
 use crate::config::Config;
@@ -108,11 +110,25 @@ impl Status {
         metrics::CLOSED.set(pending.closed);
         metrics::QUEUED_BYTES.set(pending.bytes);
         metrics::UNSEALABLE.set((self.failed.len() + self.aside.len()) as u64);
+        if let Some(cache) = self.chain.iter().find_map(cache_of) {
+            metrics::CACHE_LIMIT.set(cache.limit);
+            metrics::CACHE_USED.set(cache.used);
+            metrics::CACHE_ARRIVING.set(cache.arriving);
+            metrics::CACHE_BLOBS.set(cache.entries);
+            metrics::CACHE_HITS.set(cache.hits);
+            metrics::CACHE_MISSES.set(cache.misses);
+            metrics::CACHE_EVICTIONS.set(cache.evictions);
+        }
         if let Some(space) = self.chain.first().and_then(|layer| layer.space) {
             metrics::FILESTORE_CAPACITY.set(space.capacity);
             metrics::FILESTORE_FREE.set(space.available);
         }
     }
+}
+
+/// The cache among a provider and those below it.
+fn cache_of(layer: &Layer) -> Option<Cache> {
+    layer.cache.or_else(|| layer.children.iter().find_map(cache_of))
 }
 
 /// The chain as it says itself that it does.
@@ -128,6 +144,7 @@ fn layer(store: &Filestore) -> Layer {
         space: None,
         health: Health::Failing(format!("what it tells cannot be read: {error}")),
         owed: 0,
+        cache: None,
         children: Vec::new(),
     })
 }

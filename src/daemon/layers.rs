@@ -26,6 +26,7 @@ pub(super) fn layer(layer: &config::Layer) -> anyhow::Result<filestore::Layer> {
             seed: layer.seed,
             remote: layer.remote,
         },
+        config::Layer::CacheFs(layer) => cache_fs(layer)?,
     })
 }
 
@@ -53,6 +54,22 @@ fn sharding(leaf: &config::Sharding) -> filestore::Layer {
         write_zone: zoned.then(|| leaf.zone.clone()),
         check_period: leaf.check_period,
     }
+}
+
+fn cache_fs(layer: &config::CacheFs) -> anyhow::Result<filestore::Layer> {
+    if layer.dir.exists() {
+        refuse_network(&layer.dir, "the cache", "cache-fs.cache-provider-dir")?;
+    }
+    Ok(filestore::Layer::CacheFs {
+        dirs: std::iter::once(&layer.dir).chain(&layer.further).cloned().collect(),
+        options: filestore::CacheOptions {
+            bytes_max: layer.bytes_max,
+            file_bytes_max: layer.file_bytes_max.unwrap_or(u64::MAX),
+            free_bytes_min: layer.free_bytes_min,
+            skip_during_upload: layer.skip_during_upload,
+            handed_over: false,
+        },
+    })
 }
 
 fn filestore_options(leaf: &config::FileSystem) -> filestore::Options {

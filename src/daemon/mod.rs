@@ -89,6 +89,7 @@ pub fn run(plan: &Plan, handover: Option<Handover>) -> anyhow::Result<()> {
     })?;
     insist_on_passthrough(&plan.options, &vfs)?;
     let watchdog = watch::start().context("the watchdog cannot be started")?;
+    vfs.store().start().context("the workers of the filestore cannot be started")?;
     let jobs = jobs::start(&vfs).context("the background jobs cannot be started")?;
     let stop = Stop::new(&plan.mountpoint, &vfs);
     let server = control::Server::start(&plan.depot, service(plan, config, &vfs, &logging, started))?;
@@ -107,6 +108,7 @@ pub fn run(plan: &Plan, handover: Option<Handover>) -> anyhow::Result<()> {
     drop(server);
     drop(watchdog);
     jobs.join_until(Instant::now() + JOBS_LONGEST);
+    vfs.store().stop();
     tracing::info!("ended");
     // The end of the process gives the lock back: whoever waits for it may count on the process being gone.
     std::mem::forget(lock);

@@ -155,7 +155,7 @@ pub fn examine(config: &Config) -> Vec<Problem> {
     // Without an id there is nothing to compare theirs with.
     if let Ok(id) = depot_id(config) {
         let examined = |of: &config::Layer| Ok(layers::layer(of)?.examine(id)?);
-        found.extend(config.chain.iter().map(|of| (format!("{}.dir", of.name()), examined(of))));
+        found.extend(config.chain.iter().map(|of| (of.dir_key(), examined(of))));
     }
     let problem = |(key, found): (String, anyhow::Result<()>)| {
         let text = format!("{key}: {:#}", found.err()?);

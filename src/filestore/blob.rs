@@ -16,9 +16,10 @@ use crate::sys::file;
 
 /// Most bytes that a copy through memory moves at a time.
 const COPY_BYTES: u64 = 256 * 1024;
-
-/// Most bytes that one piece of a stream has, unless its provider says otherwise.
-const STREAM_BYTES: u64 = 4 << 20;
+/// The first piece of a stream; each one is twice the one before it.
+const STREAM_BYTES_FIRST: u64 = 64 * 1024;
+/// The largest.
+const STREAM_BYTES_MAX: u64 = 4 << 20;
 
 /// How a blob's bytes can be had.
 #[derive(Debug)]
@@ -37,19 +38,20 @@ pub trait Remote: fmt::Debug + Send + Sync {
     /// Reads at `offset`; fewer bytes than asked only at the end.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
 
-    /// Reads from `from` to the end; `each` gets the pieces in order, and its error ends it. A provider that is far away
-    /// asks for several pieces at once.
+    /// Gives all bytes from `from` on to `each`, in order and piece by piece; small pieces come first, so that whoever waits for
+    /// the first bytes has them soon.
     fn stream(&self, from: u64, each: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
-        let mut buffer = vec![0; self.size().saturating_sub(from).min(STREAM_BYTES) as usize];
-        let mut offset = from;
-        while offset < self.size() {
-            let wanted = (self.size() - offset).min(buffer.len() as u64) as usize;
-            let read = self.read_at(&mut buffer[..wanted], offset)?;
+        let (mut at, mut piece) = (from, STREAM_BYTES_FIRST);
+        let mut buffer = Vec::new();
+        while at < self.size() {
+            buffer.resize(piece.min(self.size() - at) as usize, 0);
+            let read = self.read_at(&mut buffer, at)?;
             if read == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
             each(&buffer[..read])?;
-            offset += read as u64;
+            at += read as u64;
+            piece = (piece * 2).min(STREAM_BYTES_MAX);
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Filestore;
+use super::cache_fs::{self, CacheFs};
 use super::error::{Error, Result};
 use super::faulty::Faulty;
 use super::file_system::{FileSystem, Options};
@@ -27,6 +28,13 @@ pub enum Layer {
     FullDb {
         /// The directory of the database.
         dir: PathBuf,
+    },
+    /// Keeps copies of what the provider below it has.
+    CacheFs {
+        /// Its directories; the first one also has what it remembers.
+        dirs: Vec<PathBuf>,
+        /// What it is to do.
+        options: cache_fs::Options,
     },
     /// Spreads blobs over directories.
     Sharding {
@@ -69,15 +77,23 @@ pub struct ShardOptions {
     pub write_enabled: bool,
 }
 
+/// What layers of a chain offer beyond the trait.
+#[derive(Debug, Default)]
+pub struct Parts {
+    /// The cache.
+    pub cache: Option<Arc<CacheFs>>,
+}
+
 /// Opens a chain, outermost first; the last one keeps the blobs. What belongs to another depot is refused.
 ///
 /// The caller holds the depot's lock: what a crash left half done is cleared away here.
 pub fn open(chain: &[Layer], depot_id: [u8; 16]) -> Result<Filestore> {
     let mut outermost: Option<Arc<dyn Provider>> = None;
+    let mut parts = Parts::default();
     for layer in chain.iter().rev() {
-        outermost = Some(layer.open(depot_id, outermost.take())?);
+        outermost = Some(layer.open(depot_id, outermost.take(), &mut parts)?);
     }
-    outermost.map(Filestore::over).ok_or(Error::NoProvider)
+    outermost.map(|outermost| Filestore::of_parts(outermost, parts)).ok_or(Error::NoProvider)
 }
 
 impl Layer {
@@ -86,6 +102,7 @@ impl Layer {
         match self {
             Layer::FileSystem { dir, options } => FileSystem::create(dir, depot_id, options),
             Layer::FullDb { dir } => FullDb::create(dir, depot_id),
+            Layer::CacheFs { dirs, .. } => CacheFs::create(dirs, depot_id),
             Layer::Sharding { dir, shards, .. } => {
                 let create =
                     |shard: &ShardOptions| FileSystem::create(&shard.dir, depot_id, &Options::default());
@@ -97,10 +114,21 @@ impl Layer {
     }
 
     /// Opens what `create` made over what stands below it in the chain; another depot's is refused.
-    fn open(&self, depot_id: [u8; 16], below: Option<Arc<dyn Provider>>) -> Result<Arc<dyn Provider>> {
+    fn open(
+        &self,
+        depot_id: [u8; 16],
+        below: Option<Arc<dyn Provider>>,
+        parts: &mut Parts,
+    ) -> Result<Arc<dyn Provider>> {
         Ok(match self {
             Layer::FileSystem { dir, options } => Arc::new(FileSystem::open(dir, depot_id, options)?),
             Layer::FullDb { dir } => Arc::new(FullDb::open(dir, depot_id)?),
+            Layer::CacheFs { dirs, options } => {
+                let below = below.ok_or(Error::NoProvider)?;
+                let cache = Arc::new(CacheFs::open(dirs, depot_id, *options, below)?);
+                parts.cache = Some(Arc::clone(&cache));
+                cache
+            }
             Layer::Sharding {
                 dir,
                 shards,
@@ -127,6 +155,11 @@ impl Layer {
     pub fn examine(&self, depot_id: [u8; 16]) -> Result<()> {
         match self {
             Layer::FileSystem { dir, .. } | Layer::FullDb { dir } => Volume::examine(dir, depot_id),
+            // One that is not there yet is made when it is opened.
+            Layer::CacheFs { dirs, .. } => {
+                let there = dirs.iter().filter(|dir| dir.exists());
+                there.into_iter().try_for_each(|dir| Volume::examine(dir, depot_id))
+            }
             Layer::Sharding { dir, shards, .. } => {
                 Volume::examine(dir, depot_id)?;
                 shards.iter().try_for_each(|shard| Volume::examine(&shard.dir, depot_id))

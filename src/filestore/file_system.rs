@@ -69,7 +69,7 @@ enum Placed {
 }
 
 /// Path of a blob relative to its provider's directory.
-fn blob_path(sum: &Checksum) -> String {
+pub(super) fn blob_path(sum: &Checksum) -> String {
     let name = sum.to_string();
     format!("{}/{name}", &name[..2])
 }
@@ -118,6 +118,39 @@ impl FileSystem {
         let from = Arc::clone(&self.staging);
         self.put(&[(Checksum::EMPTY, Offer { from, name, size: 0 })])?;
         self.staging.discard(name)
+    }
+
+    /// The directory.
+    pub(super) fn volume(&self) -> &Arc<Volume> {
+        &self.volume
+    }
+
+    /// Its staging files.
+    pub(super) fn own_staging(&self) -> &Arc<StagingDir> {
+        &self.staging
+    }
+
+    /// Opens a blob's file.
+    pub(super) fn open_file(&self, sum: &Checksum) -> Result<Option<BlobFile>> {
+        BlobFile::open(&self.volume, &blob_path(sum))
+    }
+
+    /// Gives a file of this directory, with the bytes of a blob already forced, the looks and the name of the blob. The name
+    /// itself is not forced.
+    pub(super) fn place_file(&self, sum: &Checksum, from: &str) -> Result<()> {
+        self.staging.dress(from, self.options.blob_mode, self.options.blob_owner)?;
+        self.move_into_place(from, &blob_path(sum))
+    }
+
+    /// Gives a staging file of another directory, with bytes already forced, the looks and a second name of the blob; false
+    /// where that is impossible, because it is on another file system say, and then nothing has changed.
+    pub(super) fn link_from(&self, sum: &Checksum, from: &StagingDir, name: StagingName) -> Result<bool> {
+        let path = staging_path(name);
+        from.dress(&path, self.options.blob_mode, self.options.blob_owner)?;
+        match self.volume.try_link_from(&from.volume, &path, &blob_path(sum)) {
+            Ok(()) => Ok(true),
+            Err(_) => from.make_own(name).map(|()| false),
+        }
     }
 
     /// Whether a staging file is of this very directory, so that its name can be linked.
@@ -489,6 +522,7 @@ impl Provider for FileSystem {
             health: failing.map_or(Health::Up, Health::Failing),
             space: space.ok(),
             owed: 0,
+            cache: None,
             children: Vec::new(),
         }
     }

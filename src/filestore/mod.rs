@@ -8,6 +8,7 @@
 
 mod aside;
 mod blob;
+mod cache_fs;
 mod chain;
 mod error;
 mod faulty;
@@ -29,7 +30,8 @@ use std::time::Duration;
 
 pub use aside::{Aside, KEPT_FOR};
 pub use blob::{Blob, BlobFile, FileId, Remote};
-pub use chain::{Layer, ShardOptions, open as open_chain};
+pub use cache_fs::{Advice, CacheFs, CacheStatus, Options as CacheOptions, Warmed};
+pub use chain::{Layer, Parts, ShardOptions, open as open_chain};
 pub use error::{Error, Result};
 pub use faulty::{Call, Faulty};
 pub use file_system::{FileSystem, Options};
@@ -50,6 +52,7 @@ use latch::Latches;
 pub struct Filestore {
     provider: Arc<dyn Provider>,
     reach: Reach,
+    parts: Parts,
     latches: Latches,
 }
 
@@ -85,7 +88,43 @@ impl Filestore {
 
     /// A filestore over any chain of providers.
     pub fn over(provider: Arc<dyn Provider>) -> Filestore {
-        Filestore { reach: provider.reach(), provider, latches: Latches::default() }
+        Filestore::of_parts(provider, Parts::default())
+    }
+
+    /// The same, of a chain whose layers offer more than the trait.
+    pub fn of_parts(provider: Arc<dyn Provider>, parts: Parts) -> Filestore {
+        Filestore { reach: provider.reach(), provider, parts, latches: Latches::default() }
+    }
+
+    /// Starts the workers of the chain. Without them everything works, and what they do waits.
+    pub fn start(&self) -> io::Result<()> {
+        self.parts.cache.as_ref().map_or(Ok(()), |cache| cache.start())
+    }
+
+    /// Stops them after their current step.
+    pub fn stop(&self) {
+        if let Some(cache) = &self.parts.cache {
+            cache.stop();
+        }
+    }
+
+    /// The cache, if the chain has one.
+    pub fn cache(&self) -> Option<&CacheFs> {
+        self.parts.cache.as_deref()
+    }
+
+    /// Drops a blob from the cache; whether it was there.
+    pub fn drop_cached(&self, sum: &Checksum) -> Result<bool> {
+        let _latch = self.latches.take(*sum);
+        self.cache().map_or(Ok(false), |cache| cache.drop_blob(sum))
+    }
+
+    /// Opens a blob as it is stored, to look at it: what is cached if it is, and nothing is cached by that.
+    fn open_stored(&self, sum: &Checksum) -> Result<Option<Blob>> {
+        match self.cache() {
+            Some(cache) => cache.open_stored(sum),
+            None => self.provider.open(sum, None),
+        }
     }
 
     /// Makes an empty staging file that did not exist.
@@ -295,18 +334,22 @@ impl Filestore {
 
     /// SHA-1 and BLAKE3 of a blob's bytes as they are stored; `None` when it is absent.
     pub fn digest_blob(&self, sum: &Checksum) -> Result<Option<Digest>> {
-        let Some(blob) = self.provider.open(sum, None)? else { return Ok(None) };
+        let Some(blob) = self.open_stored(sum)? else { return Ok(None) };
         blob.digest(|| true).doing("read all of blob", sum.to_string())
     }
 
     /// Reads every byte of a blob and compares: by BLAKE3 where the caller knows it, which is faster, else by SHA-1.
     pub fn verify(&self, sum: &Checksum, blake3: Option<&[u8; 32]>) -> Result<Verdict> {
         loop {
-            let Some(blob) = self.provider.open(sum, None)? else { return Ok(Verdict::Missing) };
+            let Some(blob) = self.open_stored(sum)? else { return Ok(Verdict::Missing) };
             let size = blob.size();
             let (good, found) = look_at(&blob, sum, blake3).doing("read all of blob", sum.to_string())?;
             // A blob's file can change hands and be written while it is read: then what was read is nobody's.
             if self.is_still(sum, &blob)? {
+                // A cached copy is dropped: what is below is the blob.
+                if !good && self.drop_if_cached(sum, &blob)? {
+                    continue;
+                }
                 return Ok(if good {
                     Verdict::Good { blake3: found, size }
                 } else {
@@ -319,6 +362,17 @@ impl Filestore {
     /// What its callers may have to wait for.
     pub fn reach(&self) -> Reach {
         self.reach
+    }
+
+    /// Drops what was read and is altered, if it is the cached copy; whether it was.
+    fn drop_if_cached(&self, sum: &Checksum, blob: &Blob) -> Result<bool> {
+        let (Some(cache), Some(file)) = (self.cache(), blob.file_id()) else { return Ok(false) };
+        let _latch = self.latches.take(*sum);
+        let dropped = cache.drop_copy(sum, file)?;
+        if dropped {
+            tracing::warn!("the cached copy of blob {sum} was altered: dropped");
+        }
+        Ok(dropped)
     }
 
     /// How the chain does.

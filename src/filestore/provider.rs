@@ -8,6 +8,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::blob::{Blob, BlobFile, FileId};
+use super::cache_fs::CacheStatus;
 use super::error::Result;
 use super::staging::StagingDir;
 use crate::change::StagingName;
@@ -178,6 +179,8 @@ pub struct ProviderStatus {
     pub health: Health,
     /// Blobs that have fewer copies than they should.
     pub owed: u64,
+    /// How full it is, if it is a cache.
+    pub cache: Option<CacheStatus>,
     /// The providers below it.
     pub children: Vec<ProviderStatus>,
 }

@@ -309,6 +309,16 @@ impl Volume {
         Ok(linkat(&self.root, from, &self.root, to, AtFlags::empty())?)
     }
 
+    /// Gives a file of another directory a second name here, that nothing has yet.
+    pub(super) fn try_link_from(&self, other: &Volume, from: &str, to: &str) -> io::Result<()> {
+        Ok(linkat(&other.root, from, &self.root, to, AtFlags::empty())?)
+    }
+
+    /// Moves a file from anywhere on the same file system to here, replacing what has the name.
+    pub(super) fn take_in(&self, from: &Path, to: &str) -> io::Result<()> {
+        Ok(renameat(nix::fcntl::AT_FDCWD, from, &self.root, to)?)
+    }
+
     /// Moves a name, replacing what has it.
     pub(super) fn rename(&self, from: &str, to: &str) -> Result<()> {
         renameat(&self.root, from, &self.root, to).doing("rename into place", self.at(to))

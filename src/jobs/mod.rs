@@ -36,6 +36,7 @@ const JOBS: &[Job] = &[
     job("force", 3_000, force),
     job("reap", 500, |vfs, _| vfs.reap().map(|_| false)),
     Job { on_read_only: true, ..job("owners", 500, |vfs, _| vfs.sweep_owners().map(|()| false)) },
+    Job { on_read_only: true, ..job("idle", 1_000, close_idle) },
     job("reclaim", 10_000, reclaim),
     job("atime", 30_000, |vfs, _| vfs.write_atimes().map(|()| false)),
     job("digest", 5_000, |vfs, go_on| vfs.publish_some_digests(go_on)),
@@ -120,6 +121,11 @@ fn reclaim(vfs: &Vfs, go_on: GoOn<'_>) -> Result<bool> {
     if blobs > 0 {
         tracing::debug!("reclaimed {blobs} blobs, {bytes} bytes");
     }
+    Ok(false)
+}
+
+fn close_idle(vfs: &Vfs, _go_on: GoOn<'_>) -> Result<bool> {
+    vfs.close_idle();
     Ok(false)
 }
 

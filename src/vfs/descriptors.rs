@@ -4,6 +4,7 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -17,6 +18,9 @@ use crate::vfs::node::Source;
 
 /// How many descriptors of each sort stay open.
 const OPEN_MAX: usize = 1024;
+
+/// A reader that nobody used for so long is closed: what is open cannot be evicted from a cache.
+const IDLE: Duration = Duration::from_secs(5);
 
 /// Something the daemon reads.
 #[derive(Debug)]
@@ -36,8 +40,8 @@ impl Reader {
         }
     }
 
-    /// Whether reading it may wait for something that is not on this host.
-    pub fn is_far(&self) -> bool {
+    /// Whether it is no file of this host.
+    pub fn is_remote(&self) -> bool {
         matches!(self, Reader::Blob(Blob::Remote(_)))
     }
 
@@ -63,9 +67,10 @@ impl Reader {
 /// The cache.
 #[derive(Debug)]
 pub struct Descriptors {
-    readers: Mutex<LruCache<Source, Arc<Reader>>>,
     /// How often something was forgotten; moves under the lock of the readers.
     forgotten: AtomicU64,
+    /// Each with its last use, the latest first.
+    readers: Mutex<LruCache<Source, (Arc<Reader>, Instant)>>,
     writers: Mutex<LruCache<StagingName, Arc<StagingWriter>>>,
 }
 
@@ -87,7 +92,8 @@ impl Descriptors {
         source: Source,
         open: impl FnOnce() -> Result<Reader, E>,
     ) -> Result<Arc<Reader>, E> {
-        if let Some(reader) = self.readers.lock().get(&source) {
+        if let Some((reader, used)) = self.readers.lock().get_mut(&source) {
+            *used = Instant::now();
             return Ok(reader.clone());
         }
         let before = self.forgotten.load(Ordering::Acquire);
@@ -96,7 +102,7 @@ impl Descriptors {
         let mut readers = self.readers.lock();
         // What was forgotten meanwhile does not come back.
         if self.forgotten.load(Ordering::Acquire) == before {
-            readers.put(source, reader.clone());
+            readers.put(source, (reader.clone(), Instant::now()));
         }
         Ok(reader)
     }
@@ -121,6 +127,31 @@ impl Descriptors {
         self.writers.lock().pop(&name);
     }
 
+    /// Closes readers that nobody uses. A job does this.
+    pub fn close_idle(&self) {
+        loop {
+            // Closed without the lock: the last reader of a blob may have work to do.
+            let mut readers = self.readers.lock();
+            let idle = readers.peek_lru().is_some_and(|(_, (_, used))| used.elapsed() >= IDLE);
+            let Some(reader) = idle.then(|| readers.pop_lru()).flatten() else { return };
+            drop(readers);
+            drop(reader);
+        }
+    }
+
+    /// Closes this very reader of a blob: reading it failed, so whoever reads next opens the blob anew.
+    pub fn forget_failed(&self, reader: &Arc<Reader>) {
+        if let Reader::Staging(_) = **reader {
+            return;
+        }
+        let mut readers = self.readers.lock();
+        let found =
+            readers.iter().find(|(_, (known, _))| Arc::ptr_eq(known, reader)).map(|(source, _)| *source);
+        let failed = found.and_then(|source| readers.pop(&source));
+        drop(readers);
+        drop(failed);
+    }
+
     /// Closes what is open of a staging file.
     pub fn forget_staging(&self, name: StagingName) {
         self.forget(&Source::Staging(name));
@@ -135,6 +166,9 @@ impl Descriptors {
     fn forget(&self, source: &Source) {
         let mut readers = self.readers.lock();
         self.forgotten.fetch_add(1, Ordering::AcqRel);
-        readers.pop(source);
+        let forgotten = readers.pop(source);
+        // The last reader of a blob may have work to do.
+        drop(readers);
+        drop(forgotten);
     }
 }

@@ -133,6 +133,11 @@ impl Vfs {
         left.into_values().for_each(|name| self.retire_sealed(self.index.last_seq(), name));
     }
 
+    /// Closes descriptors that nobody used lately. A job does this.
+    pub fn close_idle(&self) {
+        self.descriptors.close_idle();
+    }
+
     /// Lets go of former owners, and of former staging files, whose mappings are gone: some in each round, in turn. A job
     /// does this.
     pub fn sweep_owners(&self) -> Result<()> {

@@ -51,9 +51,9 @@ impl Vfs {
         loop {
             let before = self.hand_overs.load(Ordering::Acquire);
             let reader = self.current_reader(ino)?;
-            if reader.is_far() {
-                // Its bytes stay what they are, and a file that changes hands must not wait for them.
-                return act(&reader);
+            if reader.is_remote() {
+                // Nobody writes to what is far away, and one who waits for it must not hold up those who do not.
+                return act(&reader).inspect_err(|_| self.descriptors.forget_failed(&reader));
             }
             let _gate = self.blob_reads.read();
             if self.hand_overs.load(Ordering::Acquire) == before {
@@ -75,7 +75,7 @@ impl Vfs {
         let Ok(inode) = self.inode(ino) else { return false };
         let source = self.source(&node, &inode);
         drop(node);
-        source.and_then(|source| self.reader(source, inode.size)).is_ok_and(|reader| reader.is_far())
+        source.and_then(|source| self.reader(source, inode.size)).is_ok_and(|reader| reader.is_remote())
     }
 
     /// Opens a blob that the index knows with this size.
@@ -87,15 +87,12 @@ impl Vfs {
 
     /// Reads bytes of a blob, opening it anew when its file may have become that of a writer; fewer only at the end.
     pub fn read_blob(&self, blob: &mut OpenBlob, offset: u64, buffer: &mut [u8]) -> Result<usize> {
-        let failed =
-            |sum: &Checksum, source| Error::Io { what: format!("read blob {sum} at {offset}"), source };
         loop {
-            if let Blob::Remote(_) = blob.file {
-                return blob.file.read_at(buffer, offset).map_err(|source| failed(&blob.sum, source));
-            }
-            let gate = self.blob_reads.read();
-            if self.hand_overs.load(Ordering::Acquire) == blob.hand_overs {
-                return blob.file.read_at(buffer, offset).map_err(|source| failed(&blob.sum, source));
+            let gate = blob.file.local().map(|_| self.blob_reads.read());
+            if gate.is_none() || self.hand_overs.load(Ordering::Acquire) == blob.hand_overs {
+                let failed =
+                    |source| Error::Io { what: format!("read blob {} at {offset}", blob.sum), source };
+                return blob.file.read_at(buffer, offset).map_err(failed);
             }
             drop(gate);
             *blob = self.open_blob(&blob.sum, blob.size)?;

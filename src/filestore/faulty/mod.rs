@@ -209,6 +209,7 @@ impl Provider for Faulty {
             reflink: below.reflink && !self.remote,
             space: below.space,
             health: played.map_or_else(|| below.health.clone(), Health::Failing),
+            cache: None,
             owed: 0,
             children: vec![below],
         }
