@@ -168,5 +168,12 @@ fn tell(depot: &Path, report: &Rechained, out: &mut dyn Write) -> std::io::Resul
         let when = if report.switched { "" } else { ", and are of no use after that" };
         writeln!(out, "the old blobs stay in {}{when}: remove them when you like", report.left.join(", "))?;
     }
+    if report.aside > 0 {
+        let files = human::count(report.aside, "file");
+        writeln!(
+            out,
+            "{files} set aside stay in the folder _aside there: look through them before it is removed"
+        )?;
+    }
     Ok(())
 }

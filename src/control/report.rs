@@ -263,6 +263,8 @@ pub struct Rechained {
     pub ready: bool,
     /// The depot has the new chain.
     pub switched: bool,
+    /// Files that were set aside in the old chain, where nobody tells of them any more.
+    pub aside: u64,
     /// Directories of the old chain that the new one does not use.
     pub left: Vec<String>,
 }

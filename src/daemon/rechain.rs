@@ -196,7 +196,7 @@ impl<'a> Move<'a> {
             filestore::open_chain(&chain, self.depot_id).context("the new chain cannot be opened")?;
         if self.plan.fresh.is_none() {
             self.plan.fresh = Some(rechain::is_empty(&target).context("the new chain cannot be listed")?);
-            self.plan.save(&self.old.depot)?;
+            self.save_plan()?;
         }
         Ok(target)
     }
@@ -225,6 +225,14 @@ impl<'a> Move<'a> {
         };
         report.failed = pass.failures().into_iter().map(trouble).collect();
         Ok((ended? && report.failures == 0, copied))
+    }
+
+    /// Writes the plan anew, unless somebody has taken it away.
+    fn save_plan(&self) -> anyhow::Result<()> {
+        if Plan::load(&self.old.depot)?.is_none_or(|plan| !plan.is_same(&self.plan)) {
+            bail!("it was cancelled meanwhile");
+        }
+        self.plan.save(&self.old.depot)
     }
 
     fn report(&self) -> Rechained {
@@ -285,12 +293,8 @@ pub fn while_mounted(old: &Config, vfs: &Vfs, news: News<'_>) -> anyhow::Result<
             }
         }
     }
-    let planned = Plan::load(&old.depot)?;
-    if planned.is_none_or(|plan| !plan.is_same(&step.plan)) {
-        bail!("it was cancelled meanwhile");
-    }
     step.plan.ready = true;
-    step.plan.save(&old.depot)?;
+    step.save_plan()?;
     failpoint::hit("rechain.ready");
     report.ready = true;
     Ok(report)
@@ -305,6 +309,7 @@ pub fn unmounted(old: &Config, news: News<'_>) -> anyhow::Result<Rechained> {
     let mut report = step.report();
     let vfs = sealed(old)?;
     step.must_keep(&vfs)?;
+    let aside = vfs.store().aside()?.len() as u64;
     let lacking = match step.reach {
         Reach::Apart => {
             let target = step.target()?;
@@ -331,7 +336,7 @@ pub fn unmounted(old: &Config, news: News<'_>) -> anyhow::Result<Rechained> {
         );
     }
     step.exchange()?;
-    report.switched = true;
+    (report.switched, report.aside) = (true, if step.reach == Reach::Apart { aside } else { 0 });
     Ok(report)
 }
 

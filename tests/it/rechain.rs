@@ -1,8 +1,9 @@
 //! Another chain for a depot with files: what is copied, what is refused, what is there afterwards.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use serde_json::Value;
 
@@ -10,6 +11,8 @@ use crate::data::noise;
 use crate::harness::{Depot, Mode, Ran, command, guarded, run_command, sha1};
 
 const FILES: usize = 60;
+/// Files that are written in place meanwhile.
+const CHANGED: u64 = 8;
 
 /// What file `i` holds; some are alike, one is empty.
 fn bytes(i: usize) -> Vec<u8> {
@@ -118,8 +121,14 @@ fn while_it_is_mounted_and_written() {
         for i in 0..40 {
             fs::write(depot.path(format!("repo/gone{i}")), noise(1000 + i, 3_000)).unwrap();
         }
+        for i in 0..CHANGED {
+            fs::write(depot.path(format!("repo/changed{i}")), noise(9000 + i, 300_000)).unwrap();
+        }
         depot.flush();
-        let (go_on, made) = (AtomicBool::new(true), std::sync::Mutex::new(0));
+        // Their readers have the blobs' own files, which become the writer's.
+        let open = |i| fs::File::open(depot.path(format!("repo/changed{i}"))).unwrap();
+        let readers: Vec<fs::File> = (0..CHANGED).map(open).collect();
+        let (go_on, made, last) = (AtomicBool::new(true), std::sync::Mutex::new(0), AtomicU64::new(0));
         let told = std::thread::scope(|scope| {
             scope.spawn(|| {
                 let mut i = 0;
@@ -128,6 +137,19 @@ fn while_it_is_mounted_and_written() {
                     i += 1;
                     *made.lock().unwrap() = i;
                     std::thread::sleep(std::time::Duration::from_millis(5));
+                }
+            });
+            scope.spawn(|| {
+                for round in 1.. {
+                    for i in 0..CHANGED {
+                        let to_write =
+                            fs::OpenOptions::new().write(true).open(depot.path(format!("repo/changed{i}")));
+                        to_write.unwrap().write_all_at(&noise(9000 + 100 * round + i, 300_000), 0).unwrap();
+                    }
+                    last.store(round, Ordering::Relaxed);
+                    if !go_on.load(Ordering::Relaxed) {
+                        return;
+                    }
                 }
             });
             let ran = rechain(&depot, &["--to", "full-db-direct"]);
@@ -140,9 +162,15 @@ fn while_it_is_mounted_and_written() {
             fs::remove_file(depot.path(format!("repo/gone{i}"))).unwrap();
         }
         fs::write(depot.path("repo/late"), noise(77, 50_000)).unwrap();
+        drop(readers);
         depot.umount();
         depot.mount();
         depot.mode = Mode::Database;
+        let last = last.into_inner();
+        for i in 0..CHANGED {
+            let found = fs::read(depot.path(format!("repo/changed{i}"))).unwrap();
+            assert!(found == noise(9000 + 100 * last + i, 300_000), "changed{i}");
+        }
         assert_eq!(kind(&depot), "full-db");
         assert!(fs::read(depot.path("repo/late")).unwrap() == noise(77, 50_000));
         for i in 0..made.into_inner().unwrap() {
@@ -321,6 +349,17 @@ fn what_cannot_be_is_refused() {
         );
         assert!(rechain(&depot, &["--to", "full-db-direct"]).fails(1).contains("--cancel"));
         assert!(rechain(&depot, &["--cancel"]).ok().contains("cancelled"));
+        // A plan that makes no sense is in nobody's way.
+        for garbage in
+            [&b""[..], b"{}", b"\xff", b"{\"version\":9,\"toml\":\"\",\"fresh\":null,\"ready\":true}"]
+        {
+            fs::write(plan(&depot), garbage).unwrap();
+            let err = rechain(&depot, &[]).fails(1);
+            assert!(err.contains("rechain.json"), "{err}");
+            depot.mount();
+            depot.umount();
+            assert!(rechain(&depot, &["--cancel"]).ok().contains("cancelled"));
+        }
         holds(&depot);
     });
 }

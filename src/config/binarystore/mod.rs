@@ -26,6 +26,11 @@ pub const BYTES_MAX: u64 = 1 << 20;
 /// Where Artifactory keeps relative directories unless it is told otherwise.
 const DATA_DIR: &str = "$JFROG_HOME/artifactory/var/data/artifactory";
 
+/// Where Artifactory keeps its configuration.
+const ETC_DIR: &str = "$JFROG_HOME/artifactory/var/etc/artifactory";
+/// Hosts that need not be named.
+const PUBLIC: &[&str] = &["amazonaws.com", "googleapis.com"];
+
 /// A depot.toml, without the id of a depot.
 #[derive(Debug)]
 pub struct Converted {
@@ -120,7 +125,9 @@ impl Made {
         match provider {
             "file-system" => lines.extend(directory(step, "file-system.dir", told)),
             "cache-fs" => lines.extend(cache_directory(step, told)),
-            "s3-storage-v3" => lines.extend(endpoint(step, told)),
+            "s3-storage-v3" | "google-storage" | "azure-blob-storage" => {
+                lines.extend(endpoint(provider, step, told));
+            }
             "sharding" => lines.extend(check_period(step, told)),
             _ => {}
         }
@@ -295,42 +302,45 @@ fn cache_directory(step: &Step, told: &mut Told) -> Option<Line> {
     None
 }
 
-/// The line for the endpoint, which has a scheme and a port here, and the region that its name tells.
-fn endpoint(step: &Step, told: &mut Told) -> Vec<Line> {
+/// The lines for the endpoint of an object store: it has a scheme and a port here, and a region may be in its name.
+fn endpoint(provider: &str, step: &Step, told: &mut Told) -> Vec<Line> {
     if step.get("rootFoldersNameLength").is_some_and(|length| length != "2") {
         told.lose(
             "rootFoldersNameLength: objects are always in folders of two hex digits: rename them".into(),
         );
     }
+    let says = |name: &str, word: &str| step.get(name).is_some_and(|value| value.eq_ignore_ascii_case(word));
+    if provider == "google-storage" && !says("useInstanceCredentials", "true") {
+        told.lose(format!(
+            "the file of the service account ({ETC_DIR}/gcp.credentials.json): set google-storage.service-account"
+        ));
+    }
     let Some(host) = step.get("endpoint") else { return Vec::new() };
     let bare = host.trim_start_matches("https://").trim_start_matches("http://").trim_end_matches('/');
-    if bare.ends_with("amazonaws.com") {
+    if PUBLIC.iter().any(|public| bare.ends_with(public)) {
         let region = bare.strip_prefix("s3.").or_else(|| bare.strip_prefix("s3-"));
-        let region = region
-            .and_then(|rest| rest.strip_suffix(".amazonaws.com"))
-            .filter(|region| !region.contains('.'));
+        let region =
+            region.and_then(|rest| rest.strip_suffix(".amazonaws.com")).filter(|rest| !rest.contains('.'));
         return match region {
             Some(region) if step.get("region").is_none() => vec![line("region", &text(region), None)],
             _ => Vec::new(),
         };
     }
-    let says = |name: &str, word: &str| step.get(name).is_some_and(|value| value.eq_ignore_ascii_case(word));
     let plain = host.starts_with("http://") || says("useHttp", "true") || says("httpsOnly", "false");
     let scheme = if plain { "http" } else { "https" };
-    let port = step.get("port").or_else(|| step.get("httpsPort"));
-    let port = match port {
+    let wrong = |why: &str| format!("endpoint: {why}: set {provider}.endpoint");
+    let port = match step.get("port").or_else(|| step.get("httpsPort")) {
         Some(port) if port.parse::<u16>().is_err() => {
-            told.lose(format!("port {}: it is no number of a port: set s3-storage-v3.endpoint", brief(port)));
+            told.lose(wrong(&format!("{} is no number of a port", brief(port))));
             String::new()
         }
         Some(port) if !bare.contains(':') => format!(":{port}"),
         _ => String::new(),
     };
-    let whole = format!("{scheme}://{bare}{port}");
-    match As::Text.read(&whole) {
+    match As::Text.read(&format!("{scheme}://{bare}{port}")) {
         Ok(written) => vec![line("endpoint", &written, None)],
         Err(why) => {
-            told.lose(format!("endpoint: {why}: set s3-storage-v3.endpoint"));
+            told.lose(wrong(&why));
             Vec::new()
         }
     }

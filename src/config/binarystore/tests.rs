@@ -36,6 +36,21 @@ fn every_row_leads_to_a_key() {
             assert!(keys::find(DEPOT, &key).is_ok(), "{key}, of {}", row.name);
         }
     }
+    let made = [
+        "file-system.dir",
+        "cache-fs.cache-provider-dir",
+        "sharding.check-period",
+        "sharding.shard[].dir",
+        "s3-storage-v3.endpoint",
+        "s3-storage-v3.region",
+        "google-storage.endpoint",
+        "azure-blob-storage.endpoint",
+    ];
+    for key in made {
+        if there(key.split_once('.').unwrap().0) {
+            assert!(DEPOT.iter().any(|known| known.name == key), "{key}");
+        }
+    }
     let row_of =
         |row: &Row| table::ROWS.iter().filter(|r| r.provider == row.provider && r.name == row.name).count();
     assert!(table::ROWS.iter().all(|row| row_of(row) == 1));
@@ -168,6 +183,10 @@ fn amazons_own_endpoint_is_a_region() {
     };
     assert!(!with("s3.amazonaws.com").contains("endpoint =") && !with("s3.amazonaws.com").contains("region"));
     assert!(with("https://s3.eu-west-1.amazonaws.com/").contains("region = \"eu-west-1\""));
+    let google = of("<config><chain template='google-storage-v2-direct'/><provider id='google-storage-v2'>\
+        <endpoint>storage.googleapis.com</endpoint><bucketName>b</bucketName></provider></config>");
+    assert!(!google.text.contains("endpoint ="), "{}", google.text);
+    tells(&google.lost, &["gcp.credentials.json"]);
     assert!(with("s3.local").contains("endpoint = \"https://s3.local\""));
 }
 
