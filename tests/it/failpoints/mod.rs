@@ -43,6 +43,10 @@ const ELSEWHERE: &[&[&str]] = &[
     recovery::EXPECTING,
     layers::DATABASE,
     layers::SHARDS,
+    layers::CACHE_WRITTEN,
+    layers::CACHE_READ,
+    layers::CACHE_LENT,
+    layers::CACHE_DROPPED,
 ];
 
 #[test]
