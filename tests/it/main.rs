@@ -13,6 +13,7 @@ mod sys;
 mod acl;
 mod attributes;
 mod boundary;
+mod cache;
 mod check;
 mod checksums;
 mod coherence;

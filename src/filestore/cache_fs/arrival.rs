@@ -6,8 +6,8 @@
 //! without progress and asks below himself, where each call has a deadline.
 
 use std::fmt;
-use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -468,7 +468,7 @@ fn altered(sum: &Checksum) -> io::Error {
 }
 
 /// Gets a file's bytes to the disk, before they get a name.
-pub(super) fn force(file: &File) -> io::Result<()> {
+pub(super) fn force(file: &impl AsFd) -> io::Result<()> {
     failpoint::call("cache.force")?;
     Ok(fdatasync(file)?)
 }

@@ -525,7 +525,6 @@ impl Core {
         }
         let Some(mut place) = Place::take(self, &[(*sum, size)]).pop().flatten() else { return Ok(false) };
         // A crash here leaves a row without a file, and the file where it was.
-        failpoint::hit("cache.taking");
         place.settle(|dir| match dir.volume().take_in(from, &blob_path(sum)) {
             Ok(()) => Ok(true),
             // Another file system, or it is gone: then it is not the cache's.

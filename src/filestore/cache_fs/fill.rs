@@ -7,8 +7,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::unistd::fdatasync;
-
 use super::super::blob::Blob;
 use super::super::error::{Doing, Error, Result};
 use super::super::file_system::FileSystem;
@@ -195,7 +193,7 @@ fn link(place: &mut Place, offer: &Offer) -> Result<bool> {
     offer.from.must_be_sound(offer.name)?;
     let file = offer.from.open(offer.name)?;
     let path = offer.from.path().join(offer.name.to_string());
-    failpoint::call("cache.force").and_then(|()| Ok(fdatasync(&file)?)).doing("force", &path)?;
+    force(&file).doing("force", &path)?;
     if file.stat().doing("stat", &path)?.size != offer.size {
         return Ok(false);
     }

@@ -5,6 +5,10 @@ use crate::harness::{Depot, Driver, Mode, Steered, guarded, scratch};
 
 pub const DATABASE: &[&str] = &["db.put", "db.committed"];
 pub const SHARDS: &[&str] = &["shards.put", "shards.mended"];
+pub const CACHE_WRITTEN: &[&str] = &["cache.put", "cache.linked"];
+pub const CACHE_READ: &[&str] = &["cache.open", "cache.begun", "cache.fetch", "cache.force", "cache.named"];
+pub const CACHE_LENT: &[&str] = &["cache.lent"];
+pub const CACHE_DROPPED: &[&str] = &["cache.withdrawn"];
 
 /// The put of a batch into the database is there as a whole or not at all, and the files are what they were in any case.
 #[test]
@@ -62,5 +66,130 @@ fn dies_putting_on_shards() {
             dies(&depot, point);
             survives(&depot, &mut driver, point);
         }
+    });
+}
+
+/// Mounts the depot with a cache again after a death: files are what they were, and the cache counts what is in it.
+fn cache_survives(depot: &Steered, driver: &mut Driver, point: &str) {
+    depot.clear();
+    depot.mount();
+    driver.compare();
+    let cache = crate::cache::cache(&depot.depot);
+    let (used, disk) =
+        (cache["used"].as_u64().unwrap(), crate::cache::room_of_files(&depot.depot.dir.join("cache")));
+    assert!(used >= disk, "{point}: {disk} bytes in the cache, of which it counts {used}");
+    survives(depot, driver, point);
+}
+
+#[test]
+fn dies_caching_what_is_written() {
+    guarded(|| {
+        let depot = Steered::over(Depot::new(Mode::CachedRows), "");
+        let logs = scratch();
+        for (number, point) in CACHE_WRITTEN.iter().enumerate() {
+            depot.mount();
+            let mut driver = Driver::new(&depot.depot.path("repo"), number, logs.path());
+            depot.set("seal.leased=hold");
+            for i in 0..10 {
+                driver.file(&format!("file{i}"), &driver.noise(i + 1, 3_000 * i as usize)).unwrap();
+            }
+            depot.set(&format!("{point}=kill"));
+            depot.flush();
+            dies(&depot, point);
+            cache_survives(&depot, &mut driver, point);
+        }
+    });
+}
+
+#[test]
+fn dies_caching_what_is_read() {
+    guarded(|| {
+        let depot = Steered::over(Depot::new(Mode::CachedRows), "");
+        let logs = scratch();
+        for (number, point) in CACHE_READ.iter().enumerate() {
+            depot.mount();
+            let mut driver = Driver::new(&depot.depot.path("repo"), number, logs.path());
+            driver.file("file", &driver.noise(1, 700_000)).unwrap();
+            depot.flush();
+            depot.umount();
+            depot.mount();
+            depot.run(&["cache", "drop", depot.depot.dir_str(), "--all"]).ok();
+            depot.set(&format!("{point}=kill"));
+            let _ = driver.open_to_read("file").and_then(|()| driver.read("file"));
+            dies(&depot, point);
+            driver.close_all();
+            cache_survives(&depot, &mut driver, point);
+        }
+    });
+}
+
+#[test]
+fn dies_lending_a_cached_file() {
+    guarded(|| {
+        let depot = Steered::over(Depot::new(Mode::CachedRows), "");
+        let logs = scratch();
+        for (number, point) in CACHE_LENT.iter().enumerate() {
+            depot.mount();
+            let mut driver = Driver::new(&depot.depot.path("repo"), number, logs.path());
+            driver.file("read", &driver.noise(1, 700_000)).unwrap();
+            depot.flush();
+            depot.set(&format!("{point}=kill"));
+            let _ = driver
+                .open_to_read("read")
+                .and_then(|()| driver.open("read"))
+                .and_then(|()| driver.write("read", 100, b"its readers see this"));
+            dies(&depot, point);
+            driver.close_all();
+            cache_survives(&depot, &mut driver, point);
+        }
+    });
+}
+
+#[test]
+fn dies_evicting() {
+    guarded(|| {
+        let depot = Steered::over(Depot::new(Mode::CachedRows), "");
+        let logs = scratch();
+        for (number, point) in CACHE_DROPPED.iter().enumerate() {
+            depot.mount();
+            let mut driver = Driver::new(&depot.depot.path("repo"), number, logs.path());
+            for i in 0..5 {
+                driver.file(&format!("file{i}"), &driver.noise(i + 1, 100_000)).unwrap();
+            }
+            depot.flush();
+            depot.umount();
+            depot.mount();
+            depot.set(&format!("{point}=kill@2"));
+            depot.run(&["cache", "drop", depot.depot.dir_str(), "--all"]);
+            dies(&depot, point);
+            cache_survives(&depot, &mut driver, point);
+        }
+    });
+}
+
+/// Trouble with the cache's disk is no trouble of readers and writers.
+#[test]
+fn a_failing_cache_is_read_past() {
+    guarded(|| {
+        let depot = Steered::over(Depot::new(Mode::CachedRows), "");
+        depot.mount();
+        let at = depot.depot.path("repo/file");
+        for (n, rule) in ["cache.open=error:EIO", "cache.force=error:ENOSPC", "cache.fetch=error:ENOSPC"]
+            .iter()
+            .enumerate()
+        {
+            let bytes = vec![n as u8 + 1; 400_000];
+            depot.set(rule);
+            std::fs::write(&at, &bytes).unwrap();
+            depot.flush();
+            depot.run(&["cache", "drop", depot.depot.dir_str(), "--all"]).ok();
+            for _ in 0..2 {
+                assert!(std::fs::read(&at).unwrap() == bytes, "{rule}");
+            }
+            assert!(depot.fired(rule.split_once('=').unwrap().0) > 0, "{rule}: {}", depot.hits());
+            depot.clear();
+            assert!(std::fs::read(&at).unwrap() == bytes, "{rule}");
+        }
+        depot.umount();
     });
 }

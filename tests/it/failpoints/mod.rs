@@ -46,6 +46,10 @@ const ELSEWHERE: &[&[&str]] = &[
     layers::SHARDS,
     rechain::OFFLINE,
     rechain::MOUNTED,
+    layers::CACHE_WRITTEN,
+    layers::CACHE_READ,
+    layers::CACHE_LENT,
+    layers::CACHE_DROPPED,
 ];
 
 #[test]

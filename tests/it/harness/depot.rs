@@ -49,6 +49,7 @@ impl Depot {
         let depot = Depot::uninitialised(mode);
         let chosen: &[&str] = match mode {
             Mode::Database => &["template=full-db-direct"],
+            Mode::CachedRows => &["template=full-db"],
             Mode::Sharded => &[
                 "chain=sharding",
                 "sharding.redundancy=2",
@@ -211,7 +212,7 @@ impl Depot {
     /// The same, of every shard.
     pub fn stores(&self) -> Vec<PathBuf> {
         let names: &[&str] = match self.mode {
-            Mode::Database => &["full-db"],
+            Mode::Database | Mode::CachedRows => &["full-db"],
             Mode::Sharded => &["shard0", "shard1", "shard2"],
             _ => &["filestore"],
         };
@@ -238,7 +239,7 @@ impl Depot {
 
     /// Where the blob of a checksum lies.
     pub fn blob(&self, sum: &str) -> PathBuf {
-        if self.mode == Mode::Database {
+        if self.mode.is_database() {
             return self.store().join("blobs.db");
         }
         let paths = self.stores().into_iter().map(|store| store.join(&sum[..2]).join(sum));
@@ -248,7 +249,7 @@ impl Depot {
 
     /// Every blob in the filestore but the empty one, in order.
     pub fn blobs(&self) -> Vec<String> {
-        if self.mode == Mode::Database {
+        if self.mode.is_database() {
             return self.rows().into_iter().map(|(sum, _)| sum).filter(|sum| sum != EMPTY).collect();
         }
         let list =
@@ -268,7 +269,7 @@ impl Depot {
     /// Every blob is what its name says, and nobody may write it.
     #[track_caller]
     pub fn verify_blobs(&self) {
-        if self.mode == Mode::Database {
+        if self.mode.is_database() {
             self.rows().iter().for_each(|(sum, bytes)| assert_eq!(sha1(bytes), *sum, "the bytes of a blob"));
             return;
         }

@@ -30,6 +30,8 @@ pub enum Mode {
     Database,
     /// The same of a depot with two copies of each blob on three shards.
     Sharded,
+    /// As `Database`, with a cache before the database.
+    CachedRows,
     /// A mount that an ordinary user makes through fusermount3, and works in.
     User,
 }
@@ -44,6 +46,7 @@ impl Mode {
             "cached" => Mode::Cached,
             "database" => Mode::Database,
             "sharded" => Mode::Sharded,
+            "cached_rows" => Mode::CachedRows,
             "user" => Mode::User,
             _ => panic!("no mode {name}"),
         }
@@ -55,6 +58,10 @@ impl Mode {
             Mode::Cached => "passthrough=off,reflink=off,mount_ids=off,clone_fd=off",
             _ => "",
         }
+    }
+
+    pub fn is_database(self) -> bool {
+        matches!(self, Mode::Database | Mode::CachedRows)
     }
 
     pub fn is_plain(self) -> bool {
