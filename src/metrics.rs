@@ -83,6 +83,15 @@ metrics! {
     QUEUED_BYTES = "depotfs_queued_bytes", Gauge, "Bytes in staging files that wait to be sealed.";
     UNSEALABLE = "depotfs_unsealable_files", Gauge, "Files whose bytes could not be sealed and were set aside or fail to open.";
     HASHED_BYTES = "depotfs_hashed_bytes_total", Counter, "Bytes read and hashed to name blobs or to verify them.";
+    // The queue of a chain that stores later.
+    UPLOAD_ENTRIES = "depotfs_upload_queue_blobs", Gauge, "Blobs that wait to be uploaded.";
+    UPLOAD_BYTES = "depotfs_upload_queue_bytes", Gauge, "Their bytes.";
+    UPLOAD_OLDEST = "depotfs_upload_queue_oldest_seconds", Gauge, "Age of the oldest of them.";
+    UPLOAD_REMOVALS = "depotfs_upload_queue_removals", Gauge, "Removals that the provider below the queue has not been told of.";
+    UPLOAD_BAD = "depotfs_upload_queue_altered", Gauge, "Entries whose bytes were altered in the queue, of which there is no good copy.";
+    UPLOADS = "depotfs_uploads_total", Counter, "Blobs uploaded from the queue.";
+    UPLOADED_BYTES = "depotfs_uploaded_bytes_total", Counter, "Their bytes.";
+    UPLOAD_FAILURES = "depotfs_upload_failures_total", Counter, "Uploads that failed and are tried again.";
     // Requests of the kernel, as the watchdog saw them at its last look.
     REQUESTS_UNDER_WAY = "depotfs_requests_under_way", Gauge, "Requests of the kernel being answered.";
     OLDEST_REQUEST = "depotfs_oldest_request_seconds", Gauge, "Age of the oldest of them.";

@@ -5,6 +5,7 @@
 pub mod chain;
 mod effective;
 pub mod environment;
+mod eventual;
 mod faulty;
 mod file;
 pub mod keys;
@@ -19,6 +20,7 @@ use std::path::{Path, PathBuf};
 
 pub use chain::{Chosen, FileSystem, FullDb, Layer, Shard, Sharding};
 pub use effective::{Entry, Origin, effective};
+pub use eventual::Eventual;
 pub use faulty::Faulty;
 pub use file::{assignment, render};
 pub use nearest::{nearest, suggestion};
@@ -245,7 +247,8 @@ impl Config {
 
     /// Whether the chain can keep what a setting promises; the error says what it can.
     pub fn keeps(&self, key: &str, value: &str) -> Result<(), String> {
-        if key == "durability" && value == Durability::Remote.name() {
+        let remote = self.chain.iter().any(Layer::stores_elsewhere);
+        if key == "durability" && value == Durability::Remote.name() && !remote {
             return Err(format!(
                 "{} keeps blobs on this host only, so nothing can be remote: use \"close\", the strictest it can keep",
                 self.chain_in_words()
@@ -286,6 +289,7 @@ impl Known<'_> {
         match provider {
             "full-db" => Layer::FullDb(FullDb { dir: self.path("full-db.dir") }),
             "sharding" => Layer::Sharding(self.sharding()),
+            "eventual" => Layer::Eventual(Eventual::read(self)),
             "faulty" => Layer::Faulty(Faulty::read(self)),
             _ => {
                 let (blob_uid, blob_gid) =

@@ -21,12 +21,27 @@ pub(super) fn layer(layer: &config::Layer) -> anyhow::Result<filestore::Layer> {
             filestore::Layer::FullDb { dir: leaf.dir.clone() }
         }
         config::Layer::Sharding(leaf) => sharding(leaf),
+        config::Layer::Eventual(layer) => {
+            refuse_network(&layer.dir, "the upload queue", "eventual.dir")?;
+            filestore::Layer::Eventual { dir: layer.dir.clone(), options: eventual(layer) }
+        }
         config::Layer::Faulty(layer) => filestore::Layer::Faulty {
             control: layer.control.clone(),
             seed: layer.seed,
             remote: layer.remote,
         },
     })
+}
+
+fn eventual(layer: &config::Eventual) -> filestore::eventual::Options {
+    filestore::eventual::Options {
+        threads: layer.number_of_threads as usize,
+        dispatcher_interval: layer.dispatcher_interval,
+        timeout: layer.timeout,
+        drain_timeout: layer.drain_timeout,
+        min_free_space: layer.min_free_space,
+        max_queue_size: layer.max_queue_size,
+    }
 }
 
 fn sharding(leaf: &config::Sharding) -> filestore::Layer {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::Filestore;
 use super::error::{Error, Result};
+use super::eventual::{self, Eventual};
 use super::faulty::Faulty;
 use super::file_system::{FileSystem, Options};
 use super::full_db::FullDb;
@@ -47,6 +48,13 @@ pub enum Layer {
         /// Shortest time before a shard that failed is tried again.
         check_period: Duration,
     },
+    /// Keeps blobs in a queue and uploads them later.
+    Eventual {
+        /// The directory of the queue.
+        dir: PathBuf,
+        /// How it works.
+        options: eventual::Options,
+    },
     /// Breaks what stands below it, for tests.
     Faulty {
         /// The file that says what goes wrong.
@@ -69,15 +77,23 @@ pub struct ShardOptions {
     pub write_enabled: bool,
 }
 
+/// Layers of a chain that do more than a provider does.
+#[derive(Debug, Default)]
+pub struct Parts {
+    /// The queue.
+    pub queue: Option<Arc<Eventual>>,
+}
+
 /// Opens a chain, outermost first; the last one keeps the blobs. What belongs to another depot is refused.
 ///
 /// The caller holds the depot's lock: what a crash left half done is cleared away here.
 pub fn open(chain: &[Layer], depot_id: [u8; 16]) -> Result<Filestore> {
+    let mut parts = Parts::default();
     let mut outermost: Option<Arc<dyn Provider>> = None;
     for layer in chain.iter().rev() {
-        outermost = Some(layer.open(depot_id, outermost.take())?);
+        outermost = Some(layer.open(depot_id, outermost.take(), &mut parts)?);
     }
-    outermost.map(Filestore::over).ok_or(Error::NoProvider)
+    Ok(Filestore::of(outermost.ok_or(Error::NoProvider)?, parts))
 }
 
 impl Layer {
@@ -92,12 +108,18 @@ impl Layer {
                 shards.iter().try_for_each(create)?;
                 Sharding::create(dir, depot_id)
             }
+            Layer::Eventual { dir, .. } => Eventual::create(dir, depot_id),
             Layer::Faulty { .. } => Ok(()),
         }
     }
 
     /// Opens what `create` made over what stands below it in the chain; another depot's is refused.
-    fn open(&self, depot_id: [u8; 16], below: Option<Arc<dyn Provider>>) -> Result<Arc<dyn Provider>> {
+    fn open(
+        &self,
+        depot_id: [u8; 16],
+        below: Option<Arc<dyn Provider>>,
+        parts: &mut Parts,
+    ) -> Result<Arc<dyn Provider>> {
         Ok(match self {
             Layer::FileSystem { dir, options } => Arc::new(FileSystem::open(dir, depot_id, options)?),
             Layer::FullDb { dir } => Arc::new(FullDb::open(dir, depot_id)?),
@@ -117,6 +139,12 @@ impl Layer {
                     sharding::Options { redundancy: *redundancy, lenient_limit: *lenient_limit, choice };
                 Arc::new(Sharding::open(dir, depot_id, shards, options)?)
             }
+            Layer::Eventual { dir, options } => {
+                let below = below.ok_or(Error::NoProvider)?;
+                let queue = Arc::new(Eventual::open(dir, depot_id, below, options.clone())?);
+                parts.queue = Some(Arc::clone(&queue));
+                queue
+            }
             Layer::Faulty { control, seed, remote } => {
                 Arc::new(Faulty::over(below.ok_or(Error::NoProvider)?, control.clone(), *seed, *remote))
             }
@@ -126,7 +154,9 @@ impl Layer {
     /// Refuses a directory that is not there or is not this depot's. Changes nothing, so it may be in use.
     pub fn examine(&self, depot_id: [u8; 16]) -> Result<()> {
         match self {
-            Layer::FileSystem { dir, .. } | Layer::FullDb { dir } => Volume::examine(dir, depot_id),
+            Layer::FileSystem { dir, .. } | Layer::FullDb { dir } | Layer::Eventual { dir, .. } => {
+                Volume::examine(dir, depot_id)
+            }
             Layer::Sharding { dir, shards, .. } => {
                 Volume::examine(dir, depot_id)?;
                 shards.iter().try_for_each(|shard| Volume::examine(&shard.dir, depot_id))

@@ -489,6 +489,7 @@ impl Provider for FileSystem {
             health: failing.map_or(Health::Up, Health::Failing),
             space: space.ok(),
             owed: 0,
+            queue: None,
             children: Vec::new(),
         }
     }

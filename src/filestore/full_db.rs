@@ -305,6 +305,7 @@ impl Provider for FullDb {
             health: failing.map_or(Health::Up, Health::Failing),
             space: space.ok(),
             owed: 0,
+            queue: None,
             children: Vec::new(),
         }
     }

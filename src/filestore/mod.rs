@@ -10,6 +10,7 @@ mod aside;
 mod blob;
 mod chain;
 mod error;
+pub mod eventual;
 mod faulty;
 mod file_system;
 mod full_db;
@@ -25,12 +26,13 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use aside::{Aside, KEPT_FOR};
 pub use blob::{Blob, BlobFile, FileId, Remote};
-pub use chain::{Layer, ShardOptions, open as open_chain};
+pub use chain::{Layer, Parts, ShardOptions, open as open_chain};
 pub use error::{Error, Result};
+pub use eventual::{Eventual, QueueStatus};
 pub use faulty::{Call, Faulty};
 pub use file_system::{FileSystem, Options};
 pub use full_db::FullDb;
@@ -43,10 +45,14 @@ use crate::checksum::{Checksum, Digest};
 use error::Doing;
 use latch::Latches;
 
+/// How often somebody who waits for the queue looks at it.
+const DRAIN_POLL: Duration = Duration::from_millis(5);
+
 /// The blob side of a depot.
 #[derive(Debug)]
 pub struct Filestore {
     provider: Arc<dyn Provider>,
+    parts: Parts,
     latches: Latches,
 }
 
@@ -82,7 +88,83 @@ impl Filestore {
 
     /// A filestore over any chain of providers.
     pub fn over(provider: Arc<dyn Provider>) -> Filestore {
-        Filestore { provider, latches: Latches::default() }
+        Filestore::of(provider, Parts::default())
+    }
+
+    /// A filestore over a chain of which some layers do more than a provider does.
+    fn of(provider: Arc<dyn Provider>, parts: Parts) -> Filestore {
+        Filestore { provider, parts, latches: Latches::default() }
+    }
+
+    /// Begins the work that layers do by themselves.
+    pub fn start(&self) -> io::Result<()> {
+        self.parts.queue.as_ref().map_or(Ok(()), |queue| queue.start())
+    }
+
+    /// Ends it; what is under way has until `end`.
+    pub fn stop(&self, end: Instant) {
+        self.parts.queue.iter().for_each(|queue| queue.stop(end));
+    }
+
+    /// What waits to be uploaded; `None` where blobs are stored at once.
+    pub fn queue(&self) -> Option<QueueStatus> {
+        self.parts.queue.as_ref().map(|queue| queue.queue_status())
+    }
+
+    /// Has what failed to be uploaded tried again now.
+    pub fn hurry(&self) {
+        self.parts.queue.iter().for_each(|queue| queue.hurry());
+    }
+
+    /// Waits until the queue is empty, as long as `go_on` says; what is left in it.
+    pub fn drain(&self, go_on: &mut dyn FnMut(&QueueStatus) -> bool) -> Option<QueueStatus> {
+        let queue = self.parts.queue.as_ref()?;
+        queue.hurry();
+        loop {
+            let status = queue.queue_status();
+            if status.is_empty() || !go_on(&status) {
+                return Some(status);
+            }
+            std::thread::sleep(DRAIN_POLL);
+        }
+    }
+
+    /// How long the end of a mount waits for that.
+    pub fn drain_timeout(&self) -> Duration {
+        self.parts.queue.as_ref().map_or(Duration::ZERO, |queue| queue.drain_timeout())
+    }
+
+    /// Blobs whose local files are not needed any more, as soon as nobody has them open.
+    pub fn lingering(&self) -> Vec<Checksum> {
+        self.parts.queue.as_ref().map(|queue| queue.lingering()).unwrap_or_default()
+    }
+
+    /// Whether new files are to be written through the daemon, because it has to see when there is no room.
+    pub fn must_write_through(&self) -> bool {
+        self.parts.queue.as_ref().is_some_and(|queue| queue.must_write_through())
+    }
+
+    /// Refuses bytes for which there is no room.
+    pub fn make_room(&self, bytes: u64) -> Result<()> {
+        self.parts.queue.as_ref().map_or(Ok(()), |queue| queue.make_room(bytes))
+    }
+
+    /// Waits until a blob is where the loss of this host's disk does not reach it.
+    pub fn await_upload(&self, sum: &Checksum) -> Result<()> {
+        self.parts.queue.as_ref().map_or(Ok(()), |queue| queue.await_upload(sum))
+    }
+
+    /// Stores the bytes of a staging file where the loss of this host's disk does not reach them, under the name that they
+    /// are going to have. They are compared with it on the way: what is being written meanwhile is [`Error::Altered`].
+    pub fn put_through(&self, sum: &Checksum, staged: Staged) -> Result<()> {
+        let offer = Offer { from: self.provider.staging(staged.name)?, name: staged.name, size: staged.size };
+        match &self.parts.queue {
+            Some(queue) => queue.put_through(sum, &offer),
+            None => {
+                let _latch = self.latches.take(*sum);
+                self.provider.put(&[(*sum, offer)])
+            }
+        }
     }
 
     /// Makes an empty staging file that did not exist.
@@ -225,6 +307,11 @@ impl Filestore {
     /// Size of a blob as it is stored.
     pub fn stat_blob(&self, sum: &Checksum) -> Result<Option<u64>> {
         self.provider.stat(sum)
+    }
+
+    /// The same of what this host knows by itself: no provider that is far away is asked.
+    pub fn stat_at_hand(&self, sum: &Checksum) -> Result<Option<u64>> {
+        self.provider.stat_at_hand(sum)
     }
 
     /// Makes blobs of staging files; durable on Ok. The caller holds the latches of all and discards the staging names

@@ -34,16 +34,17 @@ use crate::vfs::{Error, Vfs};
 const TRANSFER_BYTES_MAX: u32 = 1 << 20;
 
 /// The tree as `fuser` calls it.
+#[derive(Clone)]
 pub struct Adapter {
     pub(super) vfs: Arc<Vfs>,
     pub(super) root: Root,
-    pub(super) quiet: Quiet,
+    pub(super) quiet: Arc<Quiet>,
 }
 
 impl Adapter {
     pub fn new(vfs: Arc<Vfs>) -> Adapter {
         let root = Root(vfs.options().subdir);
-        Adapter { vfs, root, quiet: Quiet::default() }
+        Adapter { vfs, root, quiet: Arc::default() }
     }
 }
 
@@ -315,7 +316,13 @@ impl Filesystem for Adapter {
     fn flush(&self, _req: &Request, ino: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
         let _under_way = begin(Operation::Flush, ino);
         let ino = self.root.ino(ino);
-        let done = if handle_access(fh).write { self.vfs.flush(ino) } else { Ok(()) };
+        let writes = handle_access(fh).write;
+        if writes && self.vfs.close_waits_for_far_away(ino) {
+            return self.apart("close", move |adapter| {
+                adapter.empty("close", ino, adapter.vfs.flush(ino), reply);
+            });
+        }
+        let done = if writes { self.vfs.flush(ino) } else { Ok(()) };
         self.empty("close", ino, done, reply);
     }
 

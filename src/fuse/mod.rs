@@ -5,6 +5,7 @@
 
 mod adapter;
 mod answer;
+mod apart;
 mod convert;
 mod errno;
 pub mod options;

@@ -27,6 +27,8 @@ mod dependencies;
 mod directories;
 mod disk_errors;
 #[cfg(debug_assertions)]
+mod eventual;
+#[cfg(debug_assertions)]
 mod failpoints;
 #[cfg(debug_assertions)]
 mod faults;
@@ -39,6 +41,8 @@ mod locks;
 mod mappings;
 mod model;
 mod namespace;
+#[cfg(debug_assertions)]
+mod outage;
 mod powercut;
 mod privileges;
 mod programs;

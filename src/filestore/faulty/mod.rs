@@ -206,6 +206,7 @@ impl Provider for Faulty {
             space: below.space,
             health: played.map_or_else(|| below.health.clone(), Health::Failing),
             owed: 0,
+            queue: None,
             children: vec![below],
         }
     }

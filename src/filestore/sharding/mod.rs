@@ -475,6 +475,7 @@ impl Provider for Sharding {
             space: Some(space),
             health: failing.map_or(Health::Up, Health::Failing),
             owed: self.debt.len() as u64,
+            queue: None,
             children,
         }
     }
@@ -494,6 +495,7 @@ fn status_of(shard: &Shard) -> ProviderStatus {
             space: None,
             health: Health::Up,
             owed: 0,
+            queue: None,
             children: Vec::new(),
         },
     };
