@@ -91,6 +91,15 @@ metrics! {
     CACHE_HITS = "depotfs_cache_hits", Gauge, "Openings of blobs since the start that the cache answered.";
     CACHE_MISSES = "depotfs_cache_misses", Gauge, "Openings of blobs since the start that it did not.";
     CACHE_EVICTIONS = "depotfs_cache_evictions", Gauge, "Blobs evicted since the start.";
+    // The queue of a chain that stores later.
+    UPLOAD_ENTRIES = "depotfs_upload_queue_blobs", Gauge, "Blobs that wait to be uploaded.";
+    UPLOAD_BYTES = "depotfs_upload_queue_bytes", Gauge, "Their bytes.";
+    UPLOAD_OLDEST = "depotfs_upload_queue_oldest_seconds", Gauge, "Age of the oldest of them.";
+    UPLOAD_REMOVALS = "depotfs_upload_queue_removals", Gauge, "Removals that the provider below the queue has not been told of.";
+    UPLOAD_BAD = "depotfs_upload_queue_altered", Gauge, "Entries whose bytes were altered in the queue, of which there is no good copy.";
+    UPLOADS = "depotfs_uploads_total", Counter, "Blobs uploaded from the queue.";
+    UPLOADED_BYTES = "depotfs_uploaded_bytes_total", Counter, "Their bytes.";
+    UPLOAD_FAILURES = "depotfs_upload_failures_total", Counter, "Uploads that failed and are tried again.";
     // Requests of the kernel, as the watchdog saw them at its last look.
     REQUESTS_UNDER_WAY = "depotfs_requests_under_way", Gauge, "Requests of the kernel being answered.";
     OLDEST_REQUEST = "depotfs_oldest_request_seconds", Gauge, "Age of the oldest of them.";

@@ -4,16 +4,16 @@ use std::path::PathBuf;
 
 use super::exit::Exit;
 use super::{Outcome, complain, depot, human};
-use crate::control::report::Flushed;
-use crate::control::{Client, Request};
+use crate::control::report::{Flushed, Queue};
+use crate::control::{Client, Drain, Request};
 
-/// Seal and force everything that is closed.
+/// Seal and force everything that is closed; with --wait, also upload what is in the queue.
 ///
 /// sync(2) does not reach a file system of this kind; this does.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   depotfs flush /srv/depot            begin, and return at once
-  depotfs flush /mnt/repos --wait     return when everything closed is a blob and safe against a power cut")]
+  depotfs flush /mnt/repos --wait     return when everything closed is a blob, safe against a power cut and uploaded")]
 pub struct Args {
     /// The depot's directory, or any path inside its mount.
     depot: PathBuf,
@@ -42,5 +42,11 @@ pub fn run(args: &Args) -> Outcome {
     for trouble in &flushed.failed {
         complain(&format!("cannot be sealed: {}: {}", trouble.what, trouble.why));
     }
-    Ok(if flushed.failed.is_empty() { Exit::Ok } else { Exit::Problems })
+    let left: Option<Queue> =
+        daemon.ask(&Request::Drain { how: Drain::UntilEmpty }, &mut |news| complain(news))?;
+    let bad = left.is_some_and(|left| {
+        left.bad.iter().for_each(|bad| complain(&format!("cannot be uploaded: blob {bad}")));
+        !left.bad.is_empty()
+    });
+    Ok(if flushed.failed.is_empty() && !bad { Exit::Ok } else { Exit::Problems })
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::exit::{Exit, stop};
 use super::{Outcome, complain, depot, human};
 use crate::config::Config;
-use crate::control::report::{Health, Layer, Status};
+use crate::control::report::{Health, Layer, Queue, Status};
 use crate::control::{Client, Error, Request};
 use crate::daemon::lock::{self, Holder, Lock};
 use crate::daemon::rooms;
@@ -216,14 +216,44 @@ fn describe(layer: &Layer) -> String {
         let (used, limit) = (human::bytes(cache.used), human::bytes(cache.limit));
         text.push_str(&format!(", {used} of {limit} used by {}", human::count(cache.entries, "blob")));
     }
+    if let Some(queue) = &layer.queue {
+        text.push_str(&format!("; queue: {}", waiting(queue)));
+    }
     for child in &layer.children {
         text.push_str(&format!("; below it {}", describe(child)));
     }
     text
 }
 
+/// What waits to be uploaded, in words.
+pub(super) fn waiting(queue: &Queue) -> String {
+    let mut text = match queue.entries {
+        0 => "nothing to upload".to_owned(),
+        n => format!(
+            "{} with {} to upload, the oldest {} old, {} under way",
+            human::count(n, "blob"),
+            human::bytes(queue.bytes),
+            human::duration(queue.oldest_s),
+            queue.uploading
+        ),
+    };
+    if queue.removals > 0 {
+        text.push_str(&format!(", {} to do below", human::count(queue.removals, "removal")));
+    }
+    if queue.in_use > 0 {
+        text.push_str(&format!(", {} uploaded and in use", human::count(queue.in_use, "blob")));
+    }
+    if let Some(error) = &queue.last_error {
+        text.push_str(&format!(", {} in a row: {error}", human::count(queue.failures, "failure")));
+    }
+    text
+}
+
 /// What needs attention, a line each.
 fn tell_troubles(status: &Status, out: &mut dyn Write) -> io::Result<()> {
+    for bad in status.chain.iter().filter_map(Layer::queue).flat_map(|queue| &queue.bad) {
+        writeln!(out, "! blob {bad}")?;
+    }
     for trouble in &status.failed {
         writeln!(out, "! cannot be sealed: {}: {}", trouble.what, trouble.why)?;
     }

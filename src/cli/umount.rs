@@ -8,18 +8,22 @@ use anyhow::Context;
 use serde_json::Value;
 
 use super::exit::{Exit, stop};
+use super::status::waiting;
 use super::{Outcome, complain};
-use crate::control::{self, Client, Request};
+use crate::control::report::Queue;
+use crate::control::{self, Client, Drain, Request};
 use crate::daemon::{lock, places, users};
 use crate::sys::mountinfo::{self, Mount};
 use crate::text;
 
-/// Unmount a depot: seal and force what is pending, unmount, wait for the daemon to end.
+/// Unmount a depot: seal and force what is pending, upload what is in the queue, unmount, wait for the daemon to end.
 ///
+/// The queue is waited for at most as long as eventual.drain-timeout says; what is left is uploaded by the next mount.
 /// When something in the mount is in use, nothing is unmounted and the exit code is 5.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   depotfs umount /mnt/repos
+  depotfs umount /mnt/repos --no-drain keep what is not uploaded for the next mount
   depotfs umount /mnt/repos --lazy     detach at once; the daemon ends when the last user has let go")]
 pub struct Args {
     /// Where the depot is mounted.
@@ -27,6 +31,9 @@ pub struct Args {
     /// Take the mount out of the tree at once, and wait for nothing.
     #[arg(long)]
     lazy: bool,
+    /// Leave the upload queue as it is, for the next mount.
+    #[arg(long, conflicts_with = "lazy")]
+    no_drain: bool,
 }
 
 /// How long the daemon may need to finish after the unmount, before this command gives up waiting.
@@ -41,6 +48,7 @@ pub fn run(args: &Args) -> Outcome {
     let holder = lock::holder(depot).ok().flatten();
     if !args.lazy {
         flush(depot);
+        drain(depot, if args.no_drain { Drain::Not } else { Drain::BeforeUnmount });
     }
     if let Err(error) = mountinfo::unmount(mountpoint, args.lazy) {
         if error.kind() == io::ErrorKind::ResourceBusy {
@@ -85,6 +93,20 @@ fn flush(depot: &Path) {
         .and_then(|mut daemon| daemon.ask::<Value>(&Request::Flush { wait: true }, &mut progress));
     match flushed {
         // A dead daemon has nothing to flush; who may not ask may not unmount either, and is told so there.
+        Ok(_) | Err(control::Error::NotRunning(_) | control::Error::NotAllowed(..)) => {}
+        Err(error) => complain(&format!("warning: {}; the next mount tries again", text::chain(&error))),
+    }
+}
+
+/// Has the daemon wait for its queue, and says what stays in it.
+fn drain(depot: &Path, how: Drain) {
+    let mut progress = |news: &str| complain(news);
+    let left = Client::connect(depot)
+        .and_then(|mut daemon| daemon.ask::<Option<Queue>>(&Request::Drain { how }, &mut progress));
+    match left {
+        Ok(Some(left)) if left.entries + left.removals > 0 => {
+            complain(&format!("note: kept for the next mount: {}", waiting(&left)));
+        }
         Ok(_) | Err(control::Error::NotRunning(_) | control::Error::NotAllowed(..)) => {}
         Err(error) => complain(&format!("warning: {}; the next mount tries again", text::chain(&error))),
     }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::cache_fs::CacheFs;
+use super::eventual::Eventual;
 use super::faulty::Faulty;
 use super::keys::brief;
 use super::nearest::suggestion;
@@ -55,6 +56,7 @@ pub const PROVIDERS: &[Provider] = &[
     Provider { name: "file-system", place: Place::Leaf },
     Provider { name: "full-db", place: Place::Leaf },
     Provider { name: "sharding", place: Place::Leaf },
+    Provider { name: "eventual", place: Place::Layer },
     Provider { name: "faulty", place: Place::Layer },
     Provider { name: "cache-fs", place: Place::Layer },
 ];
@@ -68,6 +70,8 @@ pub enum Layer {
     FullDb(FullDb),
     /// Spreads blobs over several directories.
     Sharding(Sharding),
+    /// Keeps blobs in a queue and uploads them later.
+    Eventual(Eventual),
     /// Breaks what stands below it.
     Faulty(Faulty),
     /// Keeps copies of what the provider below it has.
@@ -162,6 +166,7 @@ impl Layer {
             Layer::FileSystem(_) => "file-system",
             Layer::FullDb(_) => "full-db",
             Layer::Sharding(_) => "sharding",
+            Layer::Eventual(_) => "eventual",
             Layer::Faulty(_) => "faulty",
             Layer::CacheFs(_) => "cache-fs",
         }
@@ -174,6 +179,7 @@ impl Layer {
             Layer::FullDb(layer) => Some(&layer.dir),
             Layer::Sharding(layer) => Some(&layer.dir),
             Layer::CacheFs(layer) => Some(&layer.dir),
+            Layer::Eventual(layer) => Some(&layer.dir),
             Layer::Faulty(_) => None,
         }
     }
@@ -196,12 +202,18 @@ impl Layer {
         self.dir().into_iter().chain(further).collect()
     }
 
+    /// Whether it brings blobs to a place that this host's disk is not needed for.
+    pub fn stores_elsewhere(&self) -> bool {
+        matches!(self, Layer::Eventual(_))
+    }
+
     /// What is wrong with the keys of its section taken together.
     pub(super) fn problems(&self) -> Vec<Problem> {
         match self {
             Layer::FileSystem(_) | Layer::FullDb(_) => Vec::new(),
             Layer::Sharding(layer) => layer.problems(),
             Layer::CacheFs(layer) => layer.problems(),
+            Layer::Eventual(layer) => layer.problems(),
             Layer::Faulty(layer) => layer.problems(),
         }
     }

@@ -245,6 +245,48 @@ pub const DEPOT: &[Key] = &[
         doc: "Directory of the database that keeps the blobs, and of the staging files; must be on a local file system.",
     },
     Key {
+        name: "eventual.dir",
+        kind: Kind::Path,
+        default: Some("eventual"),
+        doc: "Directory of the upload queue, and of the staging files; its bytes are nowhere else until they are uploaded.",
+    },
+    Key {
+        name: "eventual.number-of-threads",
+        kind: Kind::Count { min: 1, max: 64 },
+        default: Some("5"),
+        doc: "Blobs that are uploaded at the same time.",
+    },
+    Key {
+        name: "eventual.dispatcher-interval",
+        kind: Kind::Duration,
+        default: Some("5s"),
+        doc: "How often the directory of the queue is looked through for what nobody told of.",
+    },
+    Key {
+        name: "eventual.timeout",
+        kind: Kind::Duration,
+        default: Some("2min"),
+        doc: "How long close(2) waits for the upload with durability=remote before it fails.",
+    },
+    Key {
+        name: "eventual.drain-timeout",
+        kind: Kind::Duration,
+        default: Some("1min"),
+        doc: "How long the end of a mount waits for the queue to be empty; what is left is uploaded by the next mount.",
+    },
+    Key {
+        name: "eventual.min-free-space",
+        kind: Kind::Size,
+        default: Some("256MB"),
+        doc: "Bytes of the queue's disk that new files leave free: a write that would take them fails with ENOSPC.",
+    },
+    Key {
+        name: "eventual.max-queue-size",
+        kind: Kind::Size,
+        default: Some("0"),
+        doc: "Bytes in the queue beyond which writes fail with ENOSPC; 0: the disk is the limit.",
+    },
+    Key {
         name: "faulty.control",
         kind: Kind::Path,
         default: Some("faulty.control"),

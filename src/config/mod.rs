@@ -7,6 +7,7 @@ mod cache_fs;
 pub mod chain;
 mod effective;
 pub mod environment;
+mod eventual;
 mod faulty;
 mod file;
 pub mod keys;
@@ -23,6 +24,7 @@ use std::path::{Path, PathBuf};
 pub use cache_fs::CacheFs;
 pub use chain::{Chosen, FileSystem, FullDb, Layer, Shard, Sharding};
 pub use effective::{Entry, Origin, effective};
+pub use eventual::Eventual;
 pub use faulty::Faulty;
 pub use file::{assignment, render};
 pub use nearest::{nearest, suggestion};
@@ -261,7 +263,8 @@ impl Config {
 
     /// Whether the chain can keep what a setting promises; the error says what it can.
     pub fn keeps(&self, key: &str, value: &str) -> Result<(), String> {
-        if key == "durability" && value == Durability::Remote.name() {
+        let remote = self.chain.iter().any(Layer::stores_elsewhere);
+        if key == "durability" && value == Durability::Remote.name() && !remote {
             return Err(format!(
                 "{} keeps blobs on this host only, so nothing can be remote: use \"close\", the strictest it can keep",
                 self.chain_in_words()
@@ -302,6 +305,7 @@ impl Known<'_> {
         match provider {
             "full-db" => Layer::FullDb(FullDb { dir: self.path("full-db.dir") }),
             "sharding" => Layer::Sharding(self.sharding()),
+            "eventual" => Layer::Eventual(Eventual::read(self)),
             "faulty" => Layer::Faulty(Faulty::read(self)),
             "cache-fs" => Layer::CacheFs(CacheFs::read(self)),
             _ => {

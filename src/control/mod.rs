@@ -17,7 +17,7 @@ use std::io;
 use std::path::PathBuf;
 
 pub use client::{Client, News, Transfer};
-pub use protocol::{Answer, Bytes, Cause, Failure, LINE_BYTES_MAX, Request, Target, VERSION};
+pub use protocol::{Answer, Bytes, Cause, Drain, Failure, LINE_BYTES_MAX, Request, Target, VERSION};
 pub use server::{Handler, Progress, Server};
 pub use service::Service;
 

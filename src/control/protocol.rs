@@ -29,6 +29,11 @@ pub enum Request {
         /// Answer when done, not when begun.
         wait: bool,
     },
+    /// Wait until the queue is empty; the answer is what is left in it.
+    Drain {
+        /// How long.
+        how: Drain,
+    },
     /// Names of the repositories with their settings.
     RepoList,
     /// Settings of one repository.
@@ -89,6 +94,18 @@ pub enum Request {
         /// A level or a filter expression.
         level: String,
     },
+}
+
+/// How long somebody waits for the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Drain {
+    /// Until it is empty.
+    UntilEmpty,
+    /// For as long as the end of a mount does. An unmount comes next, which then waits no more.
+    BeforeUnmount,
+    /// Not at all, and neither does the unmount that comes next.
+    Not,
 }
 
 /// What a `blob` command is about.
@@ -291,6 +308,8 @@ mod tests {
             Request::Status,
             Request::Metrics,
             Request::Flush { wait: true },
+            Request::Drain { how: Drain::UntilEmpty },
+            Request::Drain { how: Drain::BeforeUnmount },
             Request::RepoList,
             Request::RepoShow { repository: repository() },
             Request::RepoSet {

@@ -99,6 +99,9 @@ pub struct Layer {
     /// How full it is, if it is a cache.
     #[serde(default)]
     pub cache: Option<Cache>,
+    /// What waits to be uploaded.
+    #[serde(default)]
+    pub queue: Option<Queue>,
     /// Providers below it.
     #[serde(default)]
     pub children: Vec<Layer>,
@@ -164,6 +167,30 @@ pub struct Warmed {
 pub struct Dropped {
     /// Blobs that are gone from the cache.
     pub blobs: u64,
+}
+
+/// What waits to be uploaded.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Queue {
+    /// Blobs.
+    pub entries: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Age of the oldest.
+    pub oldest_s: u64,
+    /// Of them, those that are being uploaded.
+    pub uploading: u64,
+    /// Removals that the provider below has not been told of.
+    pub removals: u64,
+    /// Uploaded blobs whose files somebody still uses.
+    pub in_use: u64,
+    /// Failures since the last success.
+    pub failures: u64,
+    /// The last of these.
+    pub last_error: Option<String>,
+    /// Entries whose bytes are not those of their name.
+    pub bad: Vec<String>,
 }
 
 /// Room of a provider.

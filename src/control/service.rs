@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use parking_lot::Mutex;
 use serde_json::Value;
 
 use super::report::{Aside, Checksums, Flushed, Located, Place, Rechained, Repository, Trouble, Verified};
-use super::{Answer, Bytes, Cause, Failure, Progress, Request, Target};
+use super::{Answer, Bytes, Cause, Drain, Failure, Progress, Request, Target};
 use crate::change::{BlobRow, Change, Ino, Kind};
 use crate::checksum::{Checksum, hex};
 use crate::config::{Config, keys};
@@ -46,6 +47,8 @@ pub struct Service {
     pub rechain: Rechain,
     /// Whether a flush that nobody waits for is under way.
     pub flushing: Arc<AtomicBool>,
+    /// When somebody who is about to unmount has waited for the queue, or did not want to.
+    pub drained: Arc<Mutex<Option<Instant>>>,
 }
 
 type Done = Result<Answer, Failure>;
@@ -58,6 +61,7 @@ impl Service {
             Request::Metrics => self.metrics(),
             Request::Flush { wait: true } => self.flush_and_wait(progress),
             Request::Flush { wait: false } => self.flush_meanwhile(),
+            Request::Drain { how } => self.drain(how, progress),
             Request::RepoList => self.list_repositories(),
             Request::RepoShow { repository } => self.show_repository(&repository),
             Request::RepoSet { repository, settings } => self.set_repository(&repository, settings),
@@ -114,6 +118,36 @@ impl Service {
         })?;
         let status = self.vfs.status();
         Answer::of(&Flushed { left, open: status.dirty, failed: troubles(&status) })
+    }
+
+    /// Waits for the queue as long as it is told to and somebody listens.
+    fn drain(&self, how: Drain, progress: Progress<'_>) -> Done {
+        let store = self.vfs.store();
+        let longest = match how {
+            Drain::UntilEmpty => FLUSH_LONGEST,
+            Drain::BeforeUnmount => store.drain_timeout(),
+            Drain::Not => Duration::ZERO,
+        };
+        let begun = Instant::now();
+        let mut next_news = begun + NEWS_PERIOD;
+        let left = store.drain(&mut |status| {
+            let mut go_on = begun.elapsed() < longest;
+            if go_on && Instant::now() >= next_news {
+                let (blobs, bytes) = (status.entries, status.bytes);
+                let error = status.last_error.as_ref().map_or(String::new(), |why| format!(": {why}"));
+                let news = format!(
+                    "{blobs} blobs with {bytes} bytes to upload, {} removals{error}",
+                    status.removals
+                );
+                go_on = progress(&news);
+                next_news = Instant::now() + NEWS_PERIOD;
+            }
+            go_on
+        });
+        if how != Drain::UntilEmpty {
+            *self.drained.lock() = Some(Instant::now());
+        }
+        Answer::of(&left.map(super::status::queue))
     }
 
     fn flush_meanwhile(&self) -> Done {

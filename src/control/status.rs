@@ -3,12 +3,12 @@
 //! What cannot be asked is said to be failing, and the rest is told all the same.
 
 use super::report::{
-    Cache, Counts, Health, IndexStatus, Layer, MountStatus, Pending, Reads, Status, Trouble,
+    Cache, Counts, Health, IndexStatus, Layer, MountStatus, Pending, Queue, Reads, Status, Trouble,
 };
 use super::service::{Service, set_aside, troubles};
 use crate::checksum::Checksum;
 use crate::config::Config;
-use crate::filestore::Filestore;
+use crate::filestore::{self, Filestore};
 use crate::index::{self, Index};
 use crate::metrics;
 use crate::text::{chain, shown};
@@ -119,6 +119,13 @@ impl Status {
             metrics::CACHE_MISSES.set(cache.misses);
             metrics::CACHE_EVICTIONS.set(cache.evictions);
         }
+        if let Some(queue) = self.chain.iter().find_map(Layer::queue) {
+            metrics::UPLOAD_ENTRIES.set(queue.entries);
+            metrics::UPLOAD_BYTES.set(queue.bytes);
+            metrics::UPLOAD_OLDEST.set(queue.oldest_s);
+            metrics::UPLOAD_REMOVALS.set(queue.removals);
+            metrics::UPLOAD_BAD.set(queue.bad.len() as u64);
+        }
         if let Some(space) = self.chain.first().and_then(|layer| layer.space) {
             metrics::FILESTORE_CAPACITY.set(space.capacity);
             metrics::FILESTORE_FREE.set(space.available);
@@ -129,6 +136,19 @@ impl Status {
 /// The cache among a provider and those below it.
 fn cache_of(layer: &Layer) -> Option<Cache> {
     layer.cache.or_else(|| layer.children.iter().find_map(cache_of))
+}
+
+impl Layer {
+    /// The queue of it or of what stands below it.
+    pub fn queue(&self) -> Option<&Queue> {
+        self.queue.as_ref().or_else(|| self.children.iter().find_map(Layer::queue))
+    }
+}
+
+/// What waits to be uploaded, for people.
+pub(super) fn queue(status: filestore::QueueStatus) -> Queue {
+    let told = serde_json::to_value(status).and_then(serde_json::from_value::<Queue>);
+    told.unwrap_or_else(|error| Queue { last_error: Some(error.to_string()), ..Queue::default() })
 }
 
 /// The chain as it says itself that it does.
@@ -145,6 +165,7 @@ fn layer(store: &Filestore) -> Layer {
         health: Health::Failing(format!("what it tells cannot be read: {error}")),
         owed: 0,
         cache: None,
+        queue: None,
         children: Vec::new(),
     })
 }

@@ -8,7 +8,8 @@ use super::rooms::refuse_network;
 
 /// The providers of the chain, outermost first.
 pub(super) fn of(config: &Config) -> anyhow::Result<Vec<filestore::Layer>> {
-    config.chain.iter().map(layer).collect()
+    let chain = config.chain.iter().map(layer).collect::<anyhow::Result<Vec<_>>>()?;
+    Ok(filestore::Layer::linked(chain))
 }
 
 pub(super) fn layer(layer: &config::Layer) -> anyhow::Result<filestore::Layer> {
@@ -21,6 +22,10 @@ pub(super) fn layer(layer: &config::Layer) -> anyhow::Result<filestore::Layer> {
             filestore::Layer::FullDb { dir: leaf.dir.clone() }
         }
         config::Layer::Sharding(leaf) => sharding(leaf),
+        config::Layer::Eventual(layer) => {
+            refuse_network(&layer.dir, "the upload queue", "eventual.dir")?;
+            filestore::Layer::Eventual { dir: layer.dir.clone(), options: eventual(layer) }
+        }
         config::Layer::Faulty(layer) => filestore::Layer::Faulty {
             control: layer.control.clone(),
             seed: layer.seed,
@@ -28,6 +33,17 @@ pub(super) fn layer(layer: &config::Layer) -> anyhow::Result<filestore::Layer> {
         },
         config::Layer::CacheFs(layer) => cache_fs(layer)?,
     })
+}
+
+fn eventual(layer: &config::Eventual) -> filestore::eventual::Options {
+    filestore::eventual::Options {
+        threads: layer.number_of_threads as usize,
+        dispatcher_interval: layer.dispatcher_interval,
+        timeout: layer.timeout,
+        drain_timeout: layer.drain_timeout,
+        min_free_space: layer.min_free_space,
+        max_queue_size: layer.max_queue_size,
+    }
 }
 
 fn sharding(leaf: &config::Sharding) -> filestore::Layer {

@@ -16,8 +16,9 @@ use crate::sys::{mountinfo, process};
 /// Name of the file in the depot.
 pub const FILE: &str = "lock";
 
-/// How long a `mount` waits for the daemon of an earlier one to finish; longer than its last flush may take.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+/// How long a `mount` waits for the daemon of an earlier one to finish; longer than its last flush may take, and than it
+/// waits for the upload queue where nobody has set that to more.
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// How long everybody waits for a holder that was killed: the kernel gives its lock back after it took its memory apart.
 const ENDING_MAX: Duration = Duration::from_secs(10);

@@ -64,6 +64,10 @@ pub struct Plan {
 const GRACE: Duration = Duration::from_secs(5);
 /// How long the last flush may take: what is left is forced at least, and sealed by the next mount.
 const LAST_FLUSH_LONGEST: Duration = Duration::from_secs(60);
+/// How soon after somebody has waited for the queue an unmount is his.
+const DRAINED_FOR: Duration = Duration::from_secs(30);
+/// How long uploads under way get to end, which are done again otherwise.
+const UPLOADS_LONGEST: Duration = Duration::from_secs(1);
 /// How long the jobs then get to end; a kill in any of their steps is safe.
 const JOBS_LONGEST: Duration = Duration::from_secs(10);
 // Whoever mounts again has to wait for the end of the last flush, not to be told of a daemon that is about to go.
@@ -89,10 +93,12 @@ pub fn run(plan: &Plan, handover: Option<Handover>) -> anyhow::Result<()> {
     })?;
     insist_on_passthrough(&plan.options, &vfs)?;
     let watchdog = watch::start().context("the watchdog cannot be started")?;
-    vfs.store().start().context("the workers of the filestore cannot be started")?;
+    vfs.store().start(!plan.options.read_only).context("the workers of the filestore cannot be started")?;
     let jobs = jobs::start(&vfs).context("the background jobs cannot be started")?;
+    let drained = Arc::default();
     let stop = Stop::new(&plan.mountpoint, &vfs);
-    let server = control::Server::start(&plan.depot, service(plan, config, &vfs, &logging, started))?;
+    let server =
+        control::Server::start(&plan.depot, service(plan, config, &vfs, &logging, started, &drained))?;
     let signals = handle_signals(&stop, &logging)?;
     announce(plan, handover, &logging, started);
 
@@ -105,10 +111,13 @@ pub fn run(plan: &Plan, handover: Option<Handover>) -> anyhow::Result<()> {
     jobs.stop();
     vfs.forget_mappings();
     let flushed = put_away(&vfs);
+    if !plan.options.read_only {
+        drain(&vfs, *drained.lock());
+    }
     drop(server);
     drop(watchdog);
     jobs.join_until(Instant::now() + JOBS_LONGEST);
-    vfs.store().stop();
+    vfs.store().stop(Instant::now() + JOBS_LONGEST);
     tracing::info!("ended");
     // The end of the process gives the lock back: whoever waits for it may count on the process being gone.
     std::mem::forget(lock);
@@ -150,6 +159,7 @@ fn service(
     vfs: &Arc<Vfs>,
     logging: &Logging,
     started: Instant,
+    drained: &Arc<Mutex<Option<Instant>>>,
 ) -> control::Handler {
     let mount = MountStatus {
         mountpoint: plan.mountpoint.display().to_string(),
@@ -168,6 +178,7 @@ fn service(
         started,
         set_log_level: Box::new(move |level| logging.set_level(level).map_err(|error| format!("{error:#}"))),
         flushing: Arc::default(),
+        drained: Arc::clone(drained),
     };
     Arc::new(move |request, progress| service.answer(request, progress))
 }
@@ -227,6 +238,28 @@ fn put_away(vfs: &Vfs) -> anyhow::Result<()> {
         tracing::info!(left, "files were forced but not sealed; the next mount does it");
     }
     Ok(())
+}
+
+/// Waits for the queue, unless the unmount was of somebody who has, or did not want to; and ends the uploads.
+fn drain(vfs: &Vfs, drained: Option<Instant>) {
+    let store = vfs.store();
+    let begun = Instant::now();
+    let longest = match drained.is_some_and(|at| at.elapsed() < DRAINED_FOR) {
+        true => Duration::ZERO,
+        false => store.drain_timeout(),
+    };
+    notify::notify("STATUS=uploading what is in the queue");
+    let left = store.drain(&mut |_| begun.elapsed() < longest);
+    if let Some(left) = left.filter(|left| !left.is_empty()) {
+        let why = left.last_error.map_or(String::new(), |why| format!(" (the last upload failed: {why})"));
+        tracing::warn!(
+            "the upload queue keeps {} blobs with {} bytes and {} removals for the next mount{why}",
+            left.entries,
+            left.bytes,
+            left.removals
+        );
+    }
+    store.stop(Instant::now() + UPLOADS_LONGEST);
 }
 
 /// The way to an orderly end from inside.

@@ -104,6 +104,9 @@ pub fn tree(config: &Config, options: &Options, mountpoint: &Path) -> anyhow::Re
         None => ROOT,
     };
     let durability = options.durability.unwrap_or_default().max(config.durability);
+    if let Err(why) = config.keeps("durability", durability.name()) {
+        bail!("mount option durability: {why}");
+    }
     let vfs = Vfs::new(
         index,
         store,
@@ -114,8 +117,8 @@ pub fn tree(config: &Config, options: &Options, mountpoint: &Path) -> anyhow::Re
             noatime: options.atime.unwrap_or(config.atime) == Atime::Noatime,
             durability: match durability {
                 Durability::Fsync => vfs::Durability::Fsync,
-                // `remote` is refused where it is configured, as no chain can keep it yet.
-                Durability::Close | Durability::Remote => vfs::Durability::Close,
+                Durability::Close => vfs::Durability::Close,
+                Durability::Remote => vfs::Durability::Remote,
             },
             passthrough: options.may_pass_through(),
             sync_names: options.sync || options.dirsync,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::Filestore;
 use super::cache_fs::{self, CacheFs};
 use super::error::{Error, Result};
+use super::eventual::{self, Eventual};
 use super::faulty::Faulty;
 use super::file_system::{FileSystem, Options};
 use super::full_db::FullDb;
@@ -55,6 +56,13 @@ pub enum Layer {
         /// Shortest time before a shard that failed is tried again.
         check_period: Duration,
     },
+    /// Keeps blobs in a queue and uploads them later.
+    Eventual {
+        /// The directory of the queue.
+        dir: PathBuf,
+        /// How it works.
+        options: eventual::Options,
+    },
     /// Breaks what stands below it, for tests.
     Faulty {
         /// The file that says what goes wrong.
@@ -82,6 +90,8 @@ pub struct ShardOptions {
 pub struct Parts {
     /// The cache.
     pub cache: Option<Arc<CacheFs>>,
+    /// The queue.
+    pub queue: Option<Arc<Eventual>>,
 }
 
 /// Opens a chain, outermost first; the last one keeps the blobs. What belongs to another depot is refused.
@@ -93,10 +103,23 @@ pub fn open(chain: &[Layer], depot_id: [u8; 16]) -> Result<Filestore> {
     for layer in chain.iter().rev() {
         outermost = Some(layer.open(depot_id, outermost.take(), &mut parts)?);
     }
-    outermost.map(|outermost| Filestore::of_parts(outermost, parts)).ok_or(Error::NoProvider)
+    Ok(Filestore::of_parts(outermost.ok_or(Error::NoProvider)?, parts))
 }
 
 impl Layer {
+    /// The same providers, where each knows what the one below it does for it.
+    pub fn linked(mut chain: Vec<Layer>) -> Vec<Layer> {
+        for i in 1..chain.len() {
+            let (over, below) = chain.split_at_mut(i);
+            if let (Some(Layer::CacheFs { options, .. }), Some(Layer::Eventual { .. })) =
+                (over.last_mut(), below.first())
+            {
+                options.handed_over = true;
+            }
+        }
+        chain
+    }
+
     /// Makes what it keeps on this host, holding the empty blob; durable on Ok. Made for the depot already, it stays.
     pub fn create(&self, depot_id: [u8; 16]) -> Result<()> {
         match self {
@@ -109,6 +132,7 @@ impl Layer {
                 shards.iter().try_for_each(create)?;
                 Sharding::create(dir, depot_id)
             }
+            Layer::Eventual { dir, .. } => Eventual::create(dir, depot_id),
             Layer::Faulty { .. } => Ok(()),
         }
     }
@@ -145,6 +169,12 @@ impl Layer {
                     sharding::Options { redundancy: *redundancy, lenient_limit: *lenient_limit, choice };
                 Arc::new(Sharding::open(dir, depot_id, shards, options)?)
             }
+            Layer::Eventual { dir, options } => {
+                let below = below.ok_or(Error::NoProvider)?;
+                let queue = Arc::new(Eventual::open(dir, depot_id, below, options.clone())?);
+                parts.queue = Some(Arc::clone(&queue));
+                queue
+            }
             Layer::Faulty { control, seed, remote } => {
                 Arc::new(Faulty::over(below.ok_or(Error::NoProvider)?, control.clone(), *seed, *remote))
             }
@@ -154,11 +184,13 @@ impl Layer {
     /// Refuses a directory that is not there or is not this depot's. Changes nothing, so it may be in use.
     pub fn examine(&self, depot_id: [u8; 16]) -> Result<()> {
         match self {
-            Layer::FileSystem { dir, .. } | Layer::FullDb { dir } => Volume::examine(dir, depot_id),
             // One that is not there yet is made when it is opened.
             Layer::CacheFs { dirs, .. } => {
                 let there = dirs.iter().filter(|dir| dir.exists());
                 there.into_iter().try_for_each(|dir| Volume::examine(dir, depot_id))
+            }
+            Layer::FileSystem { dir, .. } | Layer::FullDb { dir } | Layer::Eventual { dir, .. } => {
+                Volume::examine(dir, depot_id)
             }
             Layer::Sharding { dir, shards, .. } => {
                 Volume::examine(dir, depot_id)?;

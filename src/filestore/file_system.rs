@@ -523,6 +523,7 @@ impl Provider for FileSystem {
             space: space.ok(),
             owed: 0,
             cache: None,
+            queue: None,
             children: Vec::new(),
         }
     }

@@ -306,6 +306,7 @@ impl Provider for FullDb {
             space: space.ok(),
             owed: 0,
             cache: None,
+            queue: None,
             children: Vec::new(),
         }
     }

@@ -11,6 +11,7 @@ mod blob;
 mod cache_fs;
 mod chain;
 mod error;
+pub mod eventual;
 mod faulty;
 mod file_system;
 mod full_db;
@@ -26,13 +27,14 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use aside::{Aside, KEPT_FOR};
 pub use blob::{Blob, BlobFile, FileId, Remote};
 pub use cache_fs::{Advice, CacheFs, CacheStatus, Options as CacheOptions, Warmed};
 pub use chain::{Layer, Parts, ShardOptions, open as open_chain};
 pub use error::{Error, Result};
+pub use eventual::{Eventual, QueueStatus};
 pub use faulty::{Call, Faulty};
 pub use file_system::{FileSystem, Options};
 pub use full_db::FullDb;
@@ -46,6 +48,9 @@ use crate::change::{MountId, StagingName};
 use crate::checksum::{Checksum, Digest};
 use error::Doing;
 use latch::Latches;
+
+/// How often somebody who waits for the queue looks at it.
+const DRAIN_POLL: Duration = Duration::from_millis(5);
 
 /// The blob side of a depot.
 #[derive(Debug)]
@@ -93,19 +98,25 @@ impl Filestore {
 
     /// The same, of a chain whose layers offer more than the trait.
     pub fn of_parts(provider: Arc<dyn Provider>, parts: Parts) -> Filestore {
+        if let (Some(queue), Some(cache)) = (&parts.queue, &parts.cache) {
+            let cache = Arc::clone(cache);
+            queue.promote_with(Arc::new(move |sum, size, from| cache.take_over(sum, size, from)));
+        }
         Filestore { reach: provider.reach(), provider, parts, latches: Latches::default() }
     }
 
-    /// Starts the workers of the chain. Without them everything works, and what they do waits.
-    pub fn start(&self) -> io::Result<()> {
-        self.parts.cache.as_ref().map_or(Ok(()), |cache| cache.start())
+    /// Starts the workers of the chain, those that upload only where that is wanted. Without them everything works, and what
+    /// they do waits.
+    pub fn start(&self, uploads: bool) -> io::Result<()> {
+        self.parts.cache.as_ref().map_or(Ok(()), |cache| cache.start())?;
+        let queue = self.parts.queue.as_ref().filter(|_| uploads);
+        queue.map_or(Ok(()), |queue| queue.start())
     }
 
-    /// Stops them after their current step.
-    pub fn stop(&self) {
-        if let Some(cache) = &self.parts.cache {
-            cache.stop();
-        }
+    /// Stops them after their current step; what is under way has until `end`.
+    pub fn stop(&self, end: Instant) {
+        self.parts.queue.iter().for_each(|queue| queue.stop(end));
+        self.parts.cache.iter().for_each(|cache| cache.stop());
     }
 
     /// The cache, if the chain has one.
@@ -124,6 +135,67 @@ impl Filestore {
         match self.cache() {
             Some(cache) => cache.open_stored(sum),
             None => self.provider.open(sum, None),
+        }
+    }
+
+    /// What waits to be uploaded; `None` where blobs are stored at once.
+    pub fn queue(&self) -> Option<QueueStatus> {
+        self.parts.queue.as_ref().map(|queue| queue.queue_status())
+    }
+
+    /// Has what failed to be uploaded tried again now.
+    pub fn hurry(&self) {
+        self.parts.queue.iter().for_each(|queue| queue.hurry());
+    }
+
+    /// Waits until the queue is empty, as long as `go_on` says; what is left in it.
+    pub fn drain(&self, go_on: &mut dyn FnMut(&QueueStatus) -> bool) -> Option<QueueStatus> {
+        let queue = self.parts.queue.as_ref()?;
+        queue.hurry();
+        loop {
+            let status = queue.queue_status();
+            if status.is_empty() || !go_on(&status) {
+                return Some(status);
+            }
+            std::thread::sleep(DRAIN_POLL);
+        }
+    }
+
+    /// How long the end of a mount waits for that.
+    pub fn drain_timeout(&self) -> Duration {
+        self.parts.queue.as_ref().map_or(Duration::ZERO, |queue| queue.drain_timeout())
+    }
+
+    /// Blobs whose local files are not needed any more, as soon as nobody has them open.
+    pub fn lingering(&self) -> Vec<Checksum> {
+        self.parts.queue.as_ref().map(|queue| queue.lingering()).unwrap_or_default()
+    }
+
+    /// Whether new files are to be written through the daemon, because it has to see when there is no room.
+    pub fn must_write_through(&self) -> bool {
+        self.parts.queue.as_ref().is_some_and(|queue| queue.must_write_through())
+    }
+
+    /// Refuses bytes for which there is no room.
+    pub fn make_room(&self, bytes: u64) -> Result<()> {
+        self.parts.queue.as_ref().map_or(Ok(()), |queue| queue.make_room(bytes))
+    }
+
+    /// Waits until a blob is where the loss of this host's disk does not reach it.
+    pub fn await_upload(&self, sum: &Checksum) -> Result<()> {
+        self.parts.queue.as_ref().map_or(Ok(()), |queue| queue.await_upload(sum))
+    }
+
+    /// Stores the bytes of a staging file where the loss of this host's disk does not reach them, under the name that they
+    /// are going to have. They are compared with it on the way: what is being written meanwhile is [`Error::Altered`].
+    pub fn put_through(&self, sum: &Checksum, staged: Staged) -> Result<()> {
+        let offer = Offer { from: self.provider.staging(staged.name)?, name: staged.name, size: staged.size };
+        match &self.parts.queue {
+            Some(queue) => queue.put_through(sum, &offer),
+            None => {
+                let _latch = self.latches.take(*sum);
+                self.provider.put(&[(*sum, offer)])
+            }
         }
     }
 
@@ -276,6 +348,11 @@ impl Filestore {
     /// Size of a blob as it is stored.
     pub fn stat_blob(&self, sum: &Checksum) -> Result<Option<u64>> {
         self.provider.stat(sum)
+    }
+
+    /// The same of what this host knows by itself: no provider that is far away is asked.
+    pub fn stat_at_hand(&self, sum: &Checksum) -> Result<Option<u64>> {
+        self.provider.stat_at_hand(sum)
     }
 
     /// Makes blobs of staging files; durable on Ok. The caller holds the latches of all and discards the staging names

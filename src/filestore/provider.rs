@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::blob::{Blob, BlobFile, FileId};
 use super::cache_fs::CacheStatus;
 use super::error::Result;
+use super::eventual::QueueStatus;
 use super::staging::StagingDir;
 use crate::change::StagingName;
 use crate::checksum::Checksum;
@@ -27,6 +28,11 @@ pub trait Provider: fmt::Debug + Send + Sync + 'static {
 
     /// Size of a blob; cheap, and never fetches.
     fn stat(&self, sum: &Checksum) -> Result<Option<u64>>;
+
+    /// The same as far as it is known on this host: what is asked of a provider that is far away counts as absent.
+    fn stat_at_hand(&self, sum: &Checksum) -> Result<Option<u64>> {
+        self.stat(sum)
+    }
 
     /// Opens this very file, if it is the blob or a copy of it.
     fn open_copy(&self, sum: &Checksum, file: FileId) -> Result<Option<BlobFile>> {
@@ -66,7 +72,7 @@ pub trait Provider: fmt::Debug + Send + Sync + 'static {
     /// blob is a local file, the error is [`Error::NotLocal`](super::Error::NotLocal).
     fn detach(&self, sum: &Checksum, name: StagingName, file: FileId) -> Result<()>;
 
-    /// Removes a blob; whether it was here. Open descriptors of it go on.
+    /// Removes a blob; whether it was here, which a layer that removes later takes for true. Open descriptors of it go on.
     fn remove(&self, sum: &Checksum) -> Result<bool>;
 
     /// Makes durable that these blobs were removed, with as few flushes as possible.
@@ -181,6 +187,8 @@ pub struct ProviderStatus {
     pub owed: u64,
     /// How full it is, if it is a cache.
     pub cache: Option<CacheStatus>,
+    /// What waits to be uploaded.
+    pub queue: Option<QueueStatus>,
     /// The providers below it.
     pub children: Vec<ProviderStatus>,
 }

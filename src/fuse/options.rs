@@ -296,12 +296,6 @@ fn owner(options: &mut Options, _: &str) -> Result<(), String> {
 
 fn durability(options: &mut Options, value: &str) -> Result<(), String> {
     options.durability = Some(match Durability::parse(value) {
-        Some(Durability::Remote) => {
-            return Err(
-                "a depot keeps its blobs on this host only; use durability=close, the strictest it can keep"
-                    .into(),
-            );
-        }
         Some(durability) => durability,
         None => return Err("must be fsync, close or remote".into()),
     });
@@ -381,7 +375,6 @@ mod tests {
             ("passthrough", ["\"passthrough\"", "needs a value"]),
             ("ro=1", ["\"ro\"", "takes no value"]),
             ("passthrough=maybe", ["passthrough=maybe", "on, off or auto"]),
-            ("durability=remote", ["durability=remote", "durability=close"]),
             ("durability=hard", ["durability=hard", "fsync, close or remote"]),
             ("allow_root", ["allow_root", "allow_other"]),
             ("subdir=a/../b", ["subdir", "REPO/PATH"]),

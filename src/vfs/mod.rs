@@ -25,6 +25,7 @@ pub mod rename;
 pub mod seal;
 pub mod stage;
 pub mod status;
+pub mod through;
 pub mod write;
 pub mod xattr;
 
@@ -60,6 +61,8 @@ pub enum Durability {
     Fsync,
     /// close waits until a power cut can lose nothing of the file.
     Close,
+    /// close waits until the loss of this host's disk can lose nothing of the file's bytes.
+    Remote,
 }
 
 impl Durability {
@@ -68,6 +71,7 @@ impl Durability {
         match text {
             "fsync" => Some(Durability::Fsync),
             "close" => Some(Durability::Close),
+            "remote" => Some(Durability::Remote),
             _ => None,
         }
     }
@@ -77,6 +81,7 @@ impl Durability {
         match self {
             Durability::Fsync => "fsync",
             Durability::Close => "close",
+            Durability::Remote => "remote",
         }
     }
 }

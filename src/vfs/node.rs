@@ -66,10 +66,21 @@ pub struct Staged {
     pub unforced_since: Option<Instant>,
     /// What a close that waited for the hash hashed last: size and mtime then, and when that was.
     pub hashed: Option<(u64, Nanos, Instant)>,
+    /// What a close stored far away last.
+    pub through: Option<Through>,
     /// It did not start as the previous version, or was changed since, even if its mtime says nothing of it.
     pub fresh: bool,
     /// Bytes it counts for in the backlog while closed.
     pub counted: Option<u64>,
+}
+
+/// A version of a staging file that is stored where the loss of this host's disk does not reach it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Through {
+    /// Its checksum.
+    pub checksum: Checksum,
+    /// Its size and mtime, where a later write moves that for sure.
+    pub version: Option<(u64, Nanos)>,
 }
 
 impl Staged {
@@ -83,6 +94,7 @@ impl Staged {
             unforced_since: Some(now),
             attempts: 0,
             hashed: None,
+            through: None,
             fresh: true,
             counted: None,
         }

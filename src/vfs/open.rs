@@ -461,7 +461,8 @@ impl Vfs {
     }
 
     fn staging_backing(&self, name: StagingName, register: Register<'_>) -> Result<Option<Backing>> {
-        if !self.passthrough() {
+        // What the kernel writes by itself nobody can refuse when there is no room for it.
+        if !self.passthrough() || self.store.must_write_through() {
             return Ok(None);
         }
         // The kernel opens the file anew with the flags of whoever opens it; a read-only descriptor of ours leaves no

@@ -141,6 +141,7 @@ impl Vfs {
     /// Lets go of former owners, and of former staging files, whose mappings are gone: some in each round, in turn. A job
     /// does this.
     pub fn sweep_owners(&self) -> Result<()> {
+        self.store.lingering().iter().for_each(|sum| self.descriptors.forget_blob(sum));
         let (mut last_sum, mut last_ino) = *self.swept.lock();
         let left = next_few(&self.left.lock(), &mut last_ino, |_| true);
         for ino in left {

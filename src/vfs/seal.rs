@@ -498,10 +498,13 @@ impl Vfs {
     /// a put that was not committed), the stored bytes do; what is not what its name says makes room.
     fn clear_for_put(&self, latch: &Latch<'_>, digest: &Digest, go_on: GoOn<'_>) -> Result<Put> {
         let sum = &digest.checksum;
-        if self.index.blob(sum)?.is_some_and(|row| row.blake3.is_some()) {
+        let row = self.index.blob(sum)?;
+        if row.as_ref().is_some_and(|row| row.blake3.is_some()) {
             return Ok(self.collides(digest)?.map_or(Put::Now, Put::Never));
         }
-        let size = match self.store.stat_blob(sum) {
+        // What no row names may be put over: a provider that is far away need not be asked.
+        let stands = if row.is_some() { self.store.stat_blob(sum) } else { self.store.stat_at_hand(sum) };
+        let size = match stands {
             // A copy that cannot be looked at is of a put that was not committed: what is put now stands beside it.
             Ok(None) | Err(filestore::Error::Away { .. }) => return Ok(Put::Now),
             Ok(Some(size)) => size,

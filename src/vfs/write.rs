@@ -14,7 +14,7 @@ use crate::vfs::{Caller, Durability, Error, Result, Vfs};
 pub use crate::sys::content::Allocate;
 
 /// What was hashed, size and mtime of the staging file, and when.
-type Hashed = (u64, Nanos, Instant);
+pub(super) type Hashed = (u64, Nanos, Instant);
 
 /// A file that goes on changing is hashed again by a close after this time.
 const HASH_AGAIN_AFTER: Duration = Duration::from_secs(1);
@@ -35,6 +35,13 @@ impl Vfs {
             let staged = node.staged.as_ref().ok_or(Error::Stale(ino))?;
             self.writer(staged.row.file)?
         };
+        let end = offset.saturating_add(data.len() as u64);
+        if let Err(full) = self.store.make_room(data.len() as u64) {
+            // What has its place already may be written.
+            if end > writer.stat().map_err(Error::io(format!("stat inode {ino}")))?.size {
+                return Err(full.into());
+            }
+        }
         writer.write_at(data, offset).map_err(Error::io(format!("write inode {ino} at {offset}")))
     }
 
@@ -51,6 +58,9 @@ impl Vfs {
             staged.fresh = true;
             self.store.open_staging_writer(staged.row.file)?
         };
+        if matches!(how, Allocate::Extend | Allocate::KeepSize) {
+            self.store.make_room(len)?;
+        }
         sys::allocate(&writer, offset, len, how).map_err(Error::io(format!("allocate in inode {ino}")))
     }
 
@@ -67,7 +77,7 @@ impl Vfs {
     }
 
     /// As `fsync`, with others that come at the same time.
-    fn fsync_staged(&self, ino: Ino, mut name: StagingName) -> Result<()> {
+    pub(super) fn fsync_staged(&self, ino: Ino, mut name: StagingName) -> Result<()> {
         loop {
             let together = |files: &[(Ino, StagingName)]| self.fsync_together(files);
             self.fsyncs.join((ino, name), together, || self.fsync_one(ino, name))?;
@@ -151,7 +161,7 @@ impl Vfs {
     }
 
     /// Why the bytes cannot be stored; `None` when they can, and then nothing else of their name can until they are.
-    fn promise(&self, digest: &Digest) -> Result<Option<String>> {
+    pub(super) fn promise(&self, digest: &Digest) -> Result<Option<String>> {
         let mut promised = self.promised.lock();
         if let Some(why) = self.collides(digest)? {
             return Ok(Some(why));
@@ -162,9 +172,15 @@ impl Vfs {
 
     /// What close(2) waits for; comes for every close of every duplicate of a descriptor.
     pub fn flush(&self, ino: Ino) -> Result<()> {
-        if self.durability_of(ino)? == Durability::Fsync {
-            return Ok(());
+        match self.durability_of(ino)? {
+            Durability::Fsync => Ok(()),
+            Durability::Close => self.flush_here(ino),
+            Durability::Remote => self.flush_through(ino),
         }
+    }
+
+    /// Until a power cut can lose nothing.
+    fn flush_here(&self, ino: Ino) -> Result<()> {
         let Some((name, hashed)) = self.staged_for_close(ino)? else { return self.sync_index() };
         let stat = self.store.stat_staging(name)?;
         // A descriptor that many processes inherit and close must not cost a hash each: again only when it has doubled, or
@@ -196,7 +212,7 @@ impl Vfs {
     }
 
     /// The staging file of an inode, and what close hashed of it last; `None` when it has none.
-    fn staged_for_close(&self, ino: Ino) -> Result<Option<(StagingName, Option<Hashed>)>> {
+    pub(super) fn staged_for_close(&self, ino: Ino) -> Result<Option<(StagingName, Option<Hashed>)>> {
         let Some(mut node) = self.nodes.existing(ino) else { return Ok(None) };
         self.materialise(&mut node)?;
         let Some(staged) = &node.staged else { return Ok(None) };
@@ -207,7 +223,13 @@ impl Vfs {
     }
 
     /// Commits what a close that waits has hashed.
-    fn record_close(&self, ino: Ino, name: StagingName, checksum: Checksum, version: Hashed) -> Result<()> {
+    pub(super) fn record_close(
+        &self,
+        ino: Ino,
+        name: StagingName,
+        checksum: Checksum,
+        version: Hashed,
+    ) -> Result<()> {
         let unpromise = |sum: &Checksum| {
             self.promised.lock().remove(sum);
         };

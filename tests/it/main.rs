@@ -29,6 +29,8 @@ mod dependencies;
 mod directories;
 mod disk_errors;
 #[cfg(debug_assertions)]
+mod eventual;
+#[cfg(debug_assertions)]
 mod failpoints;
 #[cfg(debug_assertions)]
 mod faults;
@@ -41,6 +43,8 @@ mod locks;
 mod mappings;
 mod model;
 mod namespace;
+#[cfg(debug_assertions)]
+mod outage;
 mod powercut;
 mod privileges;
 mod programs;

@@ -281,6 +281,10 @@ impl Provider for CacheFs {
         self.core.below.stat(sum)
     }
 
+    fn stat_at_hand(&self, sum: &Checksum) -> Result<Option<u64>> {
+        self.core.below.stat_at_hand(sum)
+    }
+
     fn open_copy(&self, sum: &Checksum, file: FileId) -> Result<Option<BlobFile>> {
         match self.core.cached_copy(sum, file)? {
             None => self.core.below.open_copy(sum, file),
@@ -380,6 +384,7 @@ impl Provider for CacheFs {
             health: failing.map_or(Health::Up, Health::Failing),
             owed: 0,
             cache: Some(self.cache_status()),
+            queue: None,
             children: vec![below],
         }
     }

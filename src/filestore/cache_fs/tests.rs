@@ -158,6 +158,7 @@ impl Provider for Far {
             health: Health::Up,
             owed: 0,
             cache: None,
+            queue: None,
             children: Vec::new(),
         }
     }

@@ -211,6 +211,7 @@ impl Provider for Faulty {
             health: played.map_or_else(|| below.health.clone(), Health::Failing),
             cache: None,
             owed: 0,
+            queue: None,
             children: vec![below],
         }
     }

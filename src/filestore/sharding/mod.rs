@@ -476,6 +476,7 @@ impl Provider for Sharding {
             health: failing.map_or(Health::Up, Health::Failing),
             owed: self.debt.len() as u64,
             cache: None,
+            queue: None,
             children,
         }
     }
@@ -496,6 +497,7 @@ fn status_of(shard: &Shard) -> ProviderStatus {
             health: Health::Up,
             owed: 0,
             cache: None,
+            queue: None,
             children: Vec::new(),
         },
     };

@@ -1,6 +1,7 @@
 //! Deaths in the providers of a chain.
 
 use super::{dies, survives};
+use crate::eventual::{faults, queued, sealed, stored};
 use crate::harness::{Depot, Driver, Mode, Steered, guarded, scratch};
 
 pub const DATABASE: &[&str] = &["db.put", "db.committed"];
@@ -9,6 +10,15 @@ pub const CACHE_WRITTEN: &[&str] = &["cache.put", "cache.linked"];
 pub const CACHE_READ: &[&str] = &["cache.open", "cache.begun", "cache.fetch", "cache.force", "cache.named"];
 pub const CACHE_LENT: &[&str] = &["cache.lent"];
 pub const CACHE_DROPPED: &[&str] = &["cache.withdrawn"];
+pub const QUEUE: &[&str] = &[
+    "eventual.put",
+    "eventual.uploaded",
+    "eventual.retired",
+    "eventual.tombstone",
+    "eventual.buried",
+    "eventual.aside",
+    "eventual.through",
+];
 
 /// The put of a batch into the database is there as a whole or not at all, and the files are what they were in any case.
 #[test]
@@ -167,6 +177,53 @@ fn dies_evicting() {
     });
 }
 
+/// Wherever the daemon dies between put, upload and removal, the queue is what lies in its directory, and it is emptied.
+#[test]
+fn dies_working_off_the_queue() {
+    guarded(|| {
+        let depot = Steered::over(Depot::new(Mode::Queued), "");
+        let logs = scratch();
+        for (number, point) in QUEUE.iter().enumerate() {
+            depot.mount();
+            let mut driver = Driver::new(&depot.depot.path("repo"), number, logs.path());
+            driver.file("old", &driver.noise(9, 40_000)).unwrap();
+            let removed = vec![number as u8; 50_000];
+            let apart = depot.depot.path(format!("repo/apart{number}"));
+            std::fs::write(&apart, &removed).unwrap();
+            depot.flush();
+            match *point {
+                "eventual.tombstone" | "eventual.buried" => {
+                    depot.set(&format!("{point}=kill"));
+                    std::fs::remove_file(&apart).unwrap();
+                }
+                "eventual.aside" => alter_an_entry(&depot, &apart),
+                "eventual.through" => {
+                    depot.run(&["repo", "set", depot.depot.dir_str(), "repo", "durability=remote"]).ok();
+                    depot.set(&format!("{point}=kill"));
+                    let _ = driver.file("needed", &driver.noise(3, 30_000));
+                }
+                _ => {
+                    depot.set(&format!("{point}=kill"));
+                    for i in 0..8 {
+                        let _ = driver.file(&format!("file{i}"), &driver.noise(i + 1, 3_000 * i as usize));
+                    }
+                    depot.flush();
+                }
+            }
+            dies(&depot, point);
+            if *point == "eventual.aside" {
+                depot.clear();
+                depot.mount();
+                assert!(depot.depot.status()["chain"][0]["queue"]["bad"][0].is_string());
+                std::fs::write(&apart, ALTERED).unwrap();
+                depot.flush();
+                assert_eq!(std::fs::read(stored(&depot.depot, ALTERED)).unwrap(), ALTERED);
+            }
+            survives(&depot, &mut driver, point);
+        }
+    });
+}
+
 /// Trouble with the cache's disk is no trouble of readers and writers.
 #[test]
 fn a_failing_cache_is_read_past() {
@@ -192,4 +249,19 @@ fn a_failing_cache_is_read_past() {
         }
         depot.umount();
     });
+}
+
+const ALTERED: &[u8] = &[200; 40_000];
+
+/// A file whose entry is altered while the store is away, and which is uploaded then.
+fn alter_an_entry(depot: &Steered, path: &std::path::Path) {
+    faults(&depot.depot, "*=fail");
+    std::fs::write(path, ALTERED).unwrap();
+    sealed(&depot.depot);
+    let entry = queued(&depot.depot, ALTERED);
+    std::fs::remove_file(&entry).unwrap();
+    std::fs::write(&entry, "evil").unwrap();
+    depot.set("eventual.aside=kill");
+    faults(&depot.depot, "");
+    depot.flush();
 }

@@ -50,6 +50,7 @@ const ELSEWHERE: &[&[&str]] = &[
     layers::CACHE_READ,
     layers::CACHE_LENT,
     layers::CACHE_DROPPED,
+    layers::QUEUE,
 ];
 
 #[test]

@@ -46,6 +46,12 @@ impl Depot {
     /// An initialised depot that belongs to whoever mounts it in `mode`.
     #[track_caller]
     pub fn new(mode: Mode) -> Depot {
+        Depot::with(mode, &[])
+    }
+
+    /// The same with further settings.
+    #[track_caller]
+    pub fn with(mode: Mode, settings: &[&str]) -> Depot {
         let depot = Depot::uninitialised(mode);
         let chosen: &[&str] = match mode {
             Mode::Database => &["template=full-db-direct"],
@@ -58,10 +64,13 @@ impl Depot {
                 "sharding.shard[1].dir=shard1",
                 "sharding.shard[2].dir=shard2",
             ],
+            // A build for users has no faults, and no directory that plays a store far away.
+            Mode::Queued if !cfg!(debug_assertions) => &["chain=eventual,file-system"],
+            Mode::Queued => &["chain=eventual,faulty,file-system", "faulty.remote=true"],
             _ => &["template=file-system"],
         };
         let mut args = vec!["init", depot.dir_str()];
-        chosen.iter().for_each(|setting| args.extend(["--set", *setting]));
+        chosen.iter().chain(settings).for_each(|setting| args.extend(["--set", *setting]));
         depot.cli(&args).ok();
         depot
     }
@@ -214,6 +223,7 @@ impl Depot {
         let names: &[&str] = match self.mode {
             Mode::Database | Mode::CachedRows => &["full-db"],
             Mode::Sharded => &["shard0", "shard1", "shard2"],
+            Mode::Queued => &["eventual", "filestore"],
             _ => &["filestore"],
         };
         names.iter().map(|name| self.dir.join(name)).collect()

@@ -23,7 +23,7 @@ pub use steering::Steered;
 macro_rules! modes {
     (all: $($test:ident),+ $(,)?) => { modes!(@ [plain plain_user passthrough cached user] $($test)+); };
     (every_chain: $($test:ident),+ $(,)?) => {
-        modes!(@ [plain plain_user passthrough cached user database sharded cached_rows] $($test)+);
+        modes!(@ [plain plain_user passthrough cached user database sharded cached_rows queued] $($test)+);
     };
     (root: $($test:ident),+ $(,)?) => { modes!(@ [plain passthrough cached] $($test)+); };
     (mounted: $($test:ident),+ $(,)?) => { modes!(@ [passthrough cached user] $($test)+); };

@@ -32,6 +32,8 @@ pub enum Mode {
     Sharded,
     /// As `Database`, with a cache before the database.
     CachedRows,
+    /// The same of a depot that stores blobs later, in a directory that is served as from far away.
+    Queued,
     /// A mount that an ordinary user makes through fusermount3, and works in.
     User,
 }
@@ -47,6 +49,7 @@ impl Mode {
             "database" => Mode::Database,
             "sharded" => Mode::Sharded,
             "cached_rows" => Mode::CachedRows,
+            "queued" => Mode::Queued,
             "user" => Mode::User,
             _ => panic!("no mode {name}"),
         }

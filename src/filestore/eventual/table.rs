@@ -1,0 +1,661 @@
+//! What is known of each entry and each tombstone, and who may do what with it: the one place that decides races between
+//! the workers and those who put and remove. See the picture in the module above.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::time::{Duration, Instant, SystemTime};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::QueueStatus;
+use crate::checksum::Checksum;
+
+/// First pause after a failure, doubled by each further one.
+const PAUSE_MIN: Duration = Duration::from_millis(500);
+/// Longest pause before one entry is tried again.
+const ENTRY_PAUSE_MAX: Duration = Duration::from_secs(300);
+/// Longest pause of all workers while nothing succeeds.
+const REST_MAX: Duration = Duration::from_secs(15);
+/// Tombstones that one worker takes at a time: they share a flush.
+const TOMBSTONES_MAX: usize = 64;
+/// Blobs that a close has put through and that no seal has asked for yet, remembered at most.
+const THROUGH_MAX: usize = 10_000;
+
+/// Where an entry is on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// To be uploaded.
+    Waiting,
+    /// By a worker, just now.
+    Uploading,
+    /// Below has it; the file stays as long as somebody uses it.
+    Uploaded,
+    /// Exactly one thread decides what becomes of the file.
+    Claimed,
+}
+
+/// A blob in the queue.
+#[derive(Debug)]
+struct Entry {
+    /// Smaller ones came earlier.
+    number: u64,
+    since: SystemTime,
+    size: u64,
+    state: State,
+    attempts: u32,
+    /// It was removed while a worker had it.
+    removed: bool,
+}
+
+/// A removal that the provider below has not been told of.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tombstone {
+    /// A worker is telling it.
+    burying: bool,
+    /// The blob was put again meanwhile: the file is gone.
+    dropped: bool,
+    /// It was removed again meanwhile.
+    again: bool,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    entries: HashMap<Checksum, Entry>,
+    /// Entries that a worker may take, by their number.
+    ready: BTreeMap<u64, Checksum>,
+    /// Entries that are tried again later.
+    postponed: BTreeSet<(Instant, Checksum)>,
+    tombstones: HashMap<Checksum, Tombstone>,
+    /// Removals are not tried before.
+    bury_after: Option<Instant>,
+    /// How many threads are putting, opening or removing a blob: its file is not taken away under them.
+    holds: HashMap<Checksum, u32>,
+    /// Blobs that are just being put through: they are not buried.
+    passing: HashSet<Checksum>,
+    /// Blobs that were put through and not put yet.
+    through: HashSet<Checksum>,
+    bad: BTreeMap<Checksum, String>,
+    next: u64,
+    bytes: u64,
+    uploading: u64,
+    /// Failures since the last success.
+    failures: u32,
+    resting_until: Option<Instant>,
+    last_error: Option<String>,
+    stopping: bool,
+}
+
+/// What a worker is to do.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Task {
+    /// Upload this one; how often that failed.
+    Upload(Checksum, u32),
+    /// Remove these below.
+    Bury(Vec<Checksum>),
+}
+
+/// The table.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    inner: Mutex<Inner>,
+    changed: Condvar,
+}
+
+/// Keeps files from being taken away until it is dropped.
+#[derive(Debug)]
+pub(super) struct Hold<'a> {
+    table: &'a Table,
+    sums: Vec<Checksum>,
+}
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        let mut inner = self.table.inner.lock();
+        for sum in &self.sums {
+            if let Some(count) = inner.holds.get_mut(sum) {
+                *count -= 1;
+                if *count == 0 {
+                    inner.holds.remove(sum);
+                }
+            }
+        }
+    }
+}
+
+impl Table {
+    /// Keeps the files of these blobs where they are, once whoever decides on one of them has done so.
+    pub(super) fn hold(&self, sums: impl IntoIterator<Item = Checksum>) -> Hold<'_> {
+        let mut inner = self.inner.lock();
+        let mut held = Vec::new();
+        for sum in sums {
+            while inner.is(&sum, State::Claimed) {
+                self.changed.wait(&mut inner);
+            }
+            *inner.holds.entry(sum).or_default() += 1;
+            held.push(sum);
+        }
+        Hold { table: self, sums: held }
+    }
+
+    /// A blob was put. One that below has already stays uploaded.
+    pub(super) fn put(&self, sum: &Checksum, size: u64) {
+        let mut inner = self.inner.lock();
+        let through = inner.through.remove(sum);
+        inner.bad.remove(sum);
+        match inner.entries.get_mut(sum) {
+            Some(entry) => entry.removed = false,
+            None => {
+                let state = if through { State::Uploaded } else { State::Waiting };
+                inner.insert(*sum, size, SystemTime::now(), state);
+            }
+        }
+        drop(inner);
+        self.changed.notify_one();
+    }
+
+    /// A blob was removed; `buried`: with a tombstone.
+    pub(super) fn removed(&self, sum: &Checksum, buried: bool) {
+        let mut inner = self.inner.lock();
+        inner.bad.remove(sum);
+        match inner.entries.get_mut(sum) {
+            Some(entry) if entry.state == State::Uploading => entry.removed = true,
+            Some(_) => inner.forget(sum),
+            None => {}
+        }
+        if buried {
+            inner.tombstones.entry(*sum).or_default().again = true;
+        }
+        drop(inner);
+        self.changed.notify_one();
+    }
+
+    /// Whether it is removed as far as anybody above can see, if no entry says otherwise.
+    pub(super) fn is_buried(&self, sum: &Checksum) -> bool {
+        self.inner.lock().tombstones.get(sum).is_some_and(|stone| !stone.dropped || stone.again)
+    }
+
+    /// Whether there is a tombstone, of which the file may be there.
+    pub(super) fn has_tombstone(&self, sum: &Checksum) -> bool {
+        self.inner.lock().tombstones.contains_key(sum)
+    }
+
+    /// The file of a tombstone is gone. What a worker has begun below it ends before anything is uploaded.
+    pub(super) fn tombstone_dropped(&self, sum: &Checksum) {
+        let mut inner = self.inner.lock();
+        match inner.tombstones.get_mut(sum) {
+            Some(stone) if stone.burying => (stone.dropped, stone.again) = (true, false),
+            _ => drop(inner.tombstones.remove(sum)),
+        }
+    }
+
+    /// Whether a close has put it through, and nobody has asked for it since.
+    pub(super) fn was_put_through(&self, sum: &Checksum) -> bool {
+        let inner = self.inner.lock();
+        inner.through.contains(sum) || inner.passing.contains(sum)
+    }
+
+    /// Whether it was put through, and nobody has put it since.
+    pub(super) fn is_through(&self, sum: &Checksum) -> bool {
+        self.inner.lock().through.contains(sum)
+    }
+
+    /// Begins to put a blob through, once nobody removes it below; false when that takes until `end`.
+    pub(super) fn begin_through(&self, sum: &Checksum, end: Instant) -> bool {
+        let mut inner = self.inner.lock();
+        while inner.passing.contains(sum) || inner.tombstones.get(sum).is_some_and(|stone| stone.burying) {
+            if self.changed.wait_until(&mut inner, end).timed_out() {
+                return false;
+            }
+        }
+        inner.passing.insert(*sum)
+    }
+
+    /// Ends it; `stored`: below has it.
+    pub(super) fn end_through(&self, sum: &Checksum, stored: bool) {
+        let mut inner = self.inner.lock();
+        inner.passing.remove(sum);
+        if stored && inner.through.len() < THROUGH_MAX {
+            inner.through.insert(*sum);
+        }
+        drop(inner);
+        self.changed.notify_all();
+    }
+
+    /// Takes the right to decide on a blob that is no entry yet; false when somebody is working with it.
+    pub(super) fn claim_found(&self, sum: &Checksum, size: u64, since: SystemTime) -> bool {
+        let mut inner = self.inner.lock();
+        if inner.entries.contains_key(sum) || inner.holds.contains_key(sum) {
+            return false;
+        }
+        inner.insert(*sum, size, since, State::Claimed);
+        true
+    }
+
+    /// Ends the claim of a blob that was found: it is an entry, or nothing.
+    pub(super) fn end_found(&self, sum: &Checksum, there: bool) {
+        let mut inner = self.inner.lock();
+        if there {
+            inner.set(sum, State::Waiting)
+        } else {
+            inner.forget(sum)
+        }
+        drop(inner);
+        self.changed.notify_all();
+    }
+
+    /// Takes the right to take away the file of an uploaded entry; its size. `None` while somebody works with it.
+    pub(super) fn claim_uploaded(&self, sum: &Checksum) -> Option<u64> {
+        let mut inner = self.inner.lock();
+        if inner.holds.contains_key(sum) || !inner.is(sum, State::Uploaded) {
+            return None;
+        }
+        inner.set(sum, State::Claimed);
+        inner.entries.get(sum).map(|entry| entry.size)
+    }
+
+    /// As `claim_uploaded`, of an entry that this worker has.
+    pub(super) fn claim_uploading(&self, sum: &Checksum) -> bool {
+        let mut inner = self.inner.lock();
+        let free = !inner.holds.contains_key(sum);
+        if free {
+            inner.set(sum, State::Claimed);
+        }
+        free
+    }
+
+    /// Waits until an entry is uploaded, or is none any more; false when that takes until `end`.
+    pub(super) fn await_upload(&self, sum: &Checksum, end: Instant) -> bool {
+        let mut inner = self.inner.lock();
+        while inner.entries.get(sum).is_some_and(Entry::is_pending) {
+            if self.changed.wait_until(&mut inner, end).timed_out() {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Whether it is an entry.
+    pub(super) fn knows(&self, sum: &Checksum) -> bool {
+        self.inner.lock().entries.contains_key(sum)
+    }
+
+    /// Ends that claim: the file is gone, or stays for its users.
+    pub(super) fn end_uploaded(&self, sum: &Checksum, gone: bool) {
+        let mut inner = self.inner.lock();
+        if gone {
+            inner.forget(sum)
+        } else {
+            inner.set(sum, State::Uploaded)
+        }
+        drop(inner);
+        self.changed.notify_all();
+    }
+
+    /// Entries whose files are not needed but used.
+    pub(super) fn uploaded(&self) -> Vec<Checksum> {
+        let inner = self.inner.lock();
+        let uploaded = inner.entries.iter().filter(|(_, entry)| entry.state == State::Uploaded);
+        uploaded.map(|(sum, _)| *sum).collect()
+    }
+
+    /// What a worker is to do next; waits for it, for `longest` at most.
+    pub(super) fn take(&self, longest: Duration) -> Option<Task> {
+        let end = Instant::now() + longest;
+        let mut inner = self.inner.lock();
+        loop {
+            if inner.stopping {
+                return None;
+            }
+            let now = Instant::now();
+            if let Some(task) = inner.next_task(now) {
+                return Some(task);
+            }
+            let until = inner.next_event(now).map_or(end, |at| at.min(end));
+            if now >= end {
+                return None;
+            }
+            self.changed.wait_until(&mut inner, until);
+        }
+    }
+
+    /// How an upload ended. An entry that below has is claimed next, by whoever can.
+    pub(super) fn upload_ended(&self, sum: &Checksum, outcome: Result<(), String>) {
+        let mut inner = self.inner.lock();
+        inner.uploading -= 1;
+        let (removed, attempts) =
+            inner.entries.get(sum).map_or((true, 0), |entry| (entry.removed, entry.attempts + 1));
+        match outcome {
+            Ok(()) => {
+                inner.succeeded();
+                inner.set(sum, State::Uploaded);
+            }
+            Err(why) => {
+                inner.failed(why);
+                inner.postpone(sum, attempts, pause(attempts, ENTRY_PAUSE_MAX));
+            }
+        }
+        if removed {
+            inner.forget(sum);
+        }
+        drop(inner);
+        self.changed.notify_all();
+    }
+
+    /// The file of an entry was not there, or its bytes were not those of its name: it is none any more.
+    pub(super) fn upload_void(&self, sum: &Checksum, bad: Option<String>) {
+        let mut inner = self.inner.lock();
+        inner.uploading -= 1;
+        inner.forget(sum);
+        if let Some(why) = bad {
+            inner.bad.insert(*sum, why);
+        }
+        drop(inner);
+        self.changed.notify_all();
+    }
+
+    /// How the removal of tombstones ended; their files are gone on Ok.
+    pub(super) fn buried(&self, sums: &[Checksum], outcome: Result<(), String>) {
+        let mut inner = self.inner.lock();
+        for sum in sums {
+            let Some(stone) = inner.tombstones.get_mut(sum) else { continue };
+            let ended = outcome.is_ok() || stone.dropped;
+            *stone = Tombstone { again: stone.again, ..Tombstone::default() };
+            if ended && !stone.again {
+                inner.tombstones.remove(sum);
+            }
+        }
+        match outcome {
+            Ok(()) => inner.succeeded(),
+            Err(why) => {
+                inner.failed(why);
+                inner.bury_after = Some(Instant::now() + pause(inner.failures, REST_MAX));
+            }
+        }
+        drop(inner);
+        self.changed.notify_all();
+    }
+
+    /// Remembers a tombstone, or bytes that are not those of their name, that the last daemon left.
+    pub(super) fn found_tombstone(&self, sum: Checksum) {
+        self.inner.lock().tombstones.insert(sum, Tombstone::default());
+    }
+
+    pub(super) fn found_bad(&self, sum: Checksum, why: String) {
+        self.inner.lock().bad.insert(sum, why);
+    }
+
+    /// Everything is tried again now.
+    pub(super) fn hurry(&self) {
+        let mut inner = self.inner.lock();
+        inner.try_again();
+        (inner.resting_until, inner.bury_after) = (None, None);
+        drop(inner);
+        self.changed.notify_all();
+    }
+
+    /// From now on nobody waits for work, and no work is given out.
+    pub(super) fn stop(&self, stopping: bool) {
+        self.inner.lock().stopping = stopping;
+        self.changed.notify_all();
+    }
+
+    /// Bytes of all entries, those included that below has.
+    pub(super) fn bytes(&self) -> u64 {
+        self.inner.lock().bytes
+    }
+
+    pub(super) fn status(&self) -> QueueStatus {
+        let inner = self.inner.lock();
+        let pending = || inner.entries.values().filter(|entry| entry.is_pending());
+        let oldest = pending().map(|entry| entry.since).min();
+        QueueStatus {
+            entries: pending().count() as u64,
+            bytes: pending().map(|entry| entry.size).sum(),
+            oldest_s: oldest.map_or(0, |since| since.elapsed().unwrap_or_default().as_secs()),
+            uploading: inner.uploading,
+            removals: inner.tombstones.len() as u64,
+            in_use: (inner.entries.len() - pending().count()) as u64,
+            failures: u64::from(inner.failures),
+            last_error: inner.last_error.clone(),
+            bad: inner.bad.iter().map(|(sum, why)| format!("{sum}: {why}")).collect(),
+        }
+    }
+}
+
+impl Entry {
+    /// Whether the provider below is not known to have it.
+    fn is_pending(&self) -> bool {
+        !self.removed && matches!(self.state, State::Waiting | State::Uploading)
+    }
+}
+
+impl Inner {
+    fn is(&self, sum: &Checksum, state: State) -> bool {
+        self.entries.get(sum).is_some_and(|entry| entry.state == state)
+    }
+
+    fn insert(&mut self, sum: Checksum, size: u64, since: SystemTime, state: State) {
+        let number = self.next;
+        self.next += 1;
+        self.bytes += size;
+        self.entries.insert(sum, Entry { number, since, size, state, attempts: 0, removed: false });
+        if state == State::Waiting {
+            self.ready.insert(number, sum);
+        }
+    }
+
+    fn set(&mut self, sum: &Checksum, state: State) {
+        let Some(entry) = self.entries.get_mut(sum) else { return };
+        entry.state = state;
+        if state == State::Waiting {
+            self.ready.insert(entry.number, *sum);
+        }
+    }
+
+    fn forget(&mut self, sum: &Checksum) {
+        if let Some(entry) = self.entries.remove(sum) {
+            self.bytes -= entry.size;
+            self.ready.remove(&entry.number);
+        }
+    }
+
+    fn postpone(&mut self, sum: &Checksum, attempts: u32, pause: Duration) {
+        let Some(entry) = self.entries.get_mut(sum) else { return };
+        (entry.state, entry.attempts) = (State::Waiting, attempts);
+        self.postponed.insert((Instant::now() + pause, *sum));
+    }
+
+    fn succeeded(&mut self) {
+        // More than one entry failed: what was wrong was not the entry.
+        if self.failures > 2 {
+            self.try_again();
+        }
+        (self.failures, self.resting_until, self.last_error) = (0, None, None);
+    }
+
+    fn failed(&mut self, why: String) {
+        self.failures = self.failures.saturating_add(1);
+        self.resting_until = Some(Instant::now() + pause(self.failures, REST_MAX));
+        self.last_error = Some(why);
+    }
+
+    /// What was postponed has its turn.
+    fn try_again(&mut self) {
+        for (_, sum) in std::mem::take(&mut self.postponed) {
+            if self.is(&sum, State::Waiting) {
+                self.set(&sum, State::Waiting);
+            }
+        }
+    }
+
+    fn next_task(&mut self, now: Instant) -> Option<Task> {
+        if self.resting_until.is_some_and(|until| until > now) {
+            return None;
+        }
+        if let Some(stones) = self.due_tombstones(now) {
+            return Some(Task::Bury(stones));
+        }
+        while let Some((at, sum)) = self.postponed.first().copied().filter(|(at, _)| *at <= now) {
+            self.postponed.remove(&(at, sum));
+            if self.is(&sum, State::Waiting) {
+                self.set(&sum, State::Waiting);
+            }
+        }
+        // What is being removed below, or put through, waits for the end of that.
+        let blocked = |sum: &Checksum| {
+            self.passing.contains(sum) || self.tombstones.get(sum).is_some_and(|s| s.burying)
+        };
+        let (number, sum) = self.ready.iter().find(|(_, sum)| !blocked(sum)).map(|(n, s)| (*n, *s))?;
+        self.ready.remove(&number);
+        let entry = self.entries.get_mut(&sum)?;
+        entry.state = State::Uploading;
+        self.uploading += 1;
+        Some(Task::Upload(sum, entry.attempts))
+    }
+
+    /// Tombstones whose time has come, unless a worker has some already: they share flushes.
+    fn due_tombstones(&mut self, now: Instant) -> Option<Vec<Checksum>> {
+        if self.tombstones.is_empty()
+            || self.bury_after.is_some_and(|after| after > now)
+            || self.tombstones.values().any(|stone| stone.burying)
+        {
+            return None;
+        }
+        let free = |sum: &&Checksum| !self.entries.contains_key(*sum) && !self.passing.contains(*sum);
+        let due: Vec<Checksum> = self.tombstones.keys().filter(free).take(TOMBSTONES_MAX).copied().collect();
+        for sum in &due {
+            self.tombstones.insert(*sum, Tombstone { burying: true, ..Tombstone::default() });
+        }
+        (!due.is_empty()).then_some(due)
+    }
+
+    /// When there may be a task without anybody telling.
+    fn next_event(&self, now: Instant) -> Option<Instant> {
+        let postponed = self.postponed.first().map(|(at, _)| *at);
+        [postponed, self.resting_until, self.bury_after].into_iter().flatten().filter(|at| *at > now).min()
+    }
+}
+
+/// The pause after so many failures in a row: doubled each time, and never twice the same.
+fn pause(failures: u32, longest: Duration) -> Duration {
+    let full = PAUSE_MIN.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(longest);
+    let nanos = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().subsec_nanos();
+    // Between three quarters of it and all.
+    full.mul_f64(0.75 + 0.25 * f64::from(nanos % 1000) / 1000.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: Checksum = Checksum([1; 20]);
+    const B: Checksum = Checksum([2; 20]);
+
+    fn take(table: &Table) -> Option<Task> {
+        table.take(Duration::ZERO)
+    }
+
+    #[test]
+    fn the_oldest_entry_comes_first_and_a_failed_one_later() {
+        let table = Table::default();
+        table.put(&B, 5);
+        table.put(&A, 7);
+        assert_eq!((table.bytes(), table.status().entries, table.status().bytes), (12, 2, 12));
+        assert_eq!(take(&table), Some(Task::Upload(B, 0)));
+        assert_eq!(take(&table), Some(Task::Upload(A, 0)));
+        assert_eq!(table.status().uploading, 2);
+        table.upload_ended(&B, Err("away".into()));
+        assert_eq!((take(&table), table.status().last_error), (None, Some("away".into())));
+        table.hurry();
+        assert_eq!(take(&table), Some(Task::Upload(B, 1)));
+        table.upload_ended(&B, Ok(()));
+        table.upload_ended(&A, Ok(()));
+        assert_eq!((take(&table), table.status().entries, table.status().in_use), (None, 0, 2));
+        assert_eq!(table.claim_uploaded(&A), Some(7));
+        table.end_uploaded(&A, true);
+        assert_eq!((table.bytes(), table.status().last_error), (5, None));
+    }
+
+    #[test]
+    fn what_is_removed_while_it_is_uploaded_is_buried_afterwards() {
+        let table = Table::default();
+        table.put(&A, 1);
+        assert_eq!(take(&table), Some(Task::Upload(A, 0)));
+        table.removed(&A, true);
+        assert!(table.is_buried(&A) && table.status().entries == 0);
+        assert_eq!(take(&table), None, "the upload has not ended");
+        table.upload_ended(&A, Ok(()));
+        assert_eq!(table.claim_uploaded(&A), None);
+        assert_eq!(take(&table), Some(Task::Bury(vec![A])));
+        table.buried(&[A], Ok(()));
+        assert!(!table.has_tombstone(&A) && take(&table).is_none());
+    }
+
+    #[test]
+    fn what_is_put_again_while_it_is_buried_is_uploaded_afterwards() {
+        for outcome in [Ok(()), Err("away".to_owned())] {
+            let table = Table::default();
+            table.removed(&A, true);
+            assert_eq!(take(&table), Some(Task::Bury(vec![A])));
+            table.tombstone_dropped(&A);
+            table.put(&A, 1);
+            assert!(!table.is_buried(&A));
+            assert_eq!(take(&table), None, "the removal has not ended");
+            table.buried(&[A], outcome);
+            table.hurry();
+            assert_eq!(take(&table), Some(Task::Upload(A, 0)));
+            assert!(!table.has_tombstone(&A));
+        }
+    }
+
+    #[test]
+    fn a_blob_removed_twice_is_buried_twice() {
+        let table = Table::default();
+        table.removed(&A, true);
+        assert_eq!(take(&table), Some(Task::Bury(vec![A])));
+        table.tombstone_dropped(&A);
+        table.put(&A, 1);
+        table.removed(&A, true);
+        assert!(table.is_buried(&A));
+        table.buried(&[A], Ok(()));
+        assert_eq!(take(&table), Some(Task::Bury(vec![A])));
+    }
+
+    #[test]
+    fn a_file_that_somebody_holds_is_not_taken_away() {
+        let table = Table::default();
+        table.put(&A, 1);
+        let held = table.hold([A, B]);
+        assert_eq!(take(&table), Some(Task::Upload(A, 0)));
+        table.upload_ended(&A, Ok(()));
+        assert_eq!(table.claim_uploaded(&A), None);
+        assert!(!table.claim_found(&B, 1, SystemTime::now()));
+        drop(held);
+        assert_eq!(table.claim_uploaded(&A), Some(1));
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| drop(table.hold([A])));
+            std::thread::sleep(Duration::from_millis(30));
+            assert!(!waits.is_finished());
+            table.end_uploaded(&A, false);
+            waits.join().unwrap();
+        });
+        assert_eq!(table.uploaded(), [A]);
+    }
+
+    #[test]
+    fn what_was_put_through_is_not_uploaded_again() {
+        let table = Table::default();
+        assert!(table.begin_through(&A, Instant::now()));
+        assert!(!table.begin_through(&A, Instant::now()), "one at a time");
+        assert!(table.was_put_through(&A));
+        table.end_through(&A, true);
+        table.put(&A, 1);
+        assert_eq!((take(&table), table.uploaded()), (None, vec![A]));
+        assert!(!table.was_put_through(&A));
+    }
+
+    #[test]
+    fn pauses_grow_to_their_limit() {
+        assert!((1..40).map(|n| pause(n, REST_MAX)).all(|p| p >= PAUSE_MIN.mul_f64(0.75) && p <= REST_MAX));
+        assert!(pause(10, REST_MAX) > pause(1, REST_MAX));
+    }
+}
