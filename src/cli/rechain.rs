@@ -160,7 +160,11 @@ fn tell(depot: &Path, report: &Rechained, out: &mut dyn Write) -> std::io::Resul
         )?,
         _ if report.failures > 0 => {
             let blobs = human::count(report.failures, "blob");
-            writeln!(out, "{blobs} could not be copied: depot {depot} keeps its chain")?;
+            writeln!(
+                out,
+                "{blobs} could not be copied: depot {depot} keeps its chain; write the content of the files that show them \
+                 again, or remove these"
+            )?;
         }
         _ => writeln!(out, "ended early: depot {depot} keeps its chain; the same command goes on")?,
     }

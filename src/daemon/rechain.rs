@@ -166,9 +166,10 @@ impl<'a> Move<'a> {
         let plan = Plan::load(&old.depot)?;
         let plan = plan.context("there is no rechain to go on with: name the new chain with --to")?;
         let (values, new) = plan.values(&old.depot)?;
-        let reach = reach(old, &new).map_err(anyhow::Error::msg)?;
         let depot_id = rooms::depot_id(old)?;
         rooms::make_directories(&new, &mut Vec::new())?;
+        // Not before: only what is there tells by what other ways it is reached.
+        let reach = reach(old, &new).map_err(anyhow::Error::msg)?;
         for layer in &new.chain {
             let made = layers::layer(layer)?.create(depot_id);
             made.with_context(|| format!("the directories of {} cannot be made", layer.name()))?;
