@@ -16,10 +16,12 @@ use nix::unistd::fdatasync;
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::super::blob::{Blob, Remote, read_fully};
-use super::core::{Core, Filling};
+use super::core::Core;
+use super::filling::Filling;
 use crate::checksum::{Checksum, Hasher};
 use crate::failpoint;
 use crate::sys::file;
+use crate::text::chain;
 
 /// The end of a blob that is shown only after all of it was compared with the checksum.
 const HELD_BACK: u64 = 128 * 1024;
@@ -67,6 +69,8 @@ enum Held {
 #[derive(Debug)]
 struct Progress {
     phase: Phase,
+    /// Whether a thread is at it: also when all bytes are there and the file waits for the disk and for its name.
+    fetching: bool,
     /// Bytes of the file that may be read.
     arrived: u64,
     moved: Instant,
@@ -132,6 +136,7 @@ impl Arrival {
             remote,
             progress: Mutex::new(Progress {
                 phase: Phase::Idle,
+                fetching: false,
                 arrived: 0,
                 moved: Instant::now(),
                 run_end: 0,
@@ -243,6 +248,7 @@ impl Arrival {
             return false;
         }
         progress.phase = Phase::Fetching;
+        progress.fetching = true;
         progress.arrived = 0;
         progress.moved = Instant::now();
         true
@@ -257,13 +263,14 @@ impl Arrival {
             drop(file);
         }
         let mut progress = self.progress.lock();
+        progress.fetching = false;
         match fetched {
-            // While it got its name, it may have become somebody else's.
-            Ok(()) if progress.phase == Phase::Gone => {}
+            // Its file became somebody else's meanwhile.
+            _ if progress.phase == Phase::Gone => {}
             Ok(()) => progress.phase = Phase::Done,
             Err(Stop::Unwanted) => progress.pause(),
             Err(Stop::Failed(error)) => {
-                tracing::warn!("blob {} could not be fetched into the cache: {error}", self.sum);
+                tracing::warn!("blob {} could not be fetched into the cache: {}", self.sum, chain(&error));
                 progress.pause();
             }
             Err(Stop::Altered) => {
@@ -379,6 +386,14 @@ impl Arrival {
         drop(file);
     }
 
+    /// The blob was removed: what nobody fetches yet is not cached any more.
+    pub(super) fn blob_is_gone(&self) {
+        let mut progress = self.progress.lock();
+        if progress.phase == Phase::Idle {
+            progress.phase = Phase::Gone;
+        }
+    }
+
     /// Fetches it and waits for the end, as long as `go_on` says so; whether it is in the cache then.
     pub(super) fn complete(self: &Arc<Arrival>, go_on: &dyn Fn() -> bool) -> io::Result<bool> {
         let mut progress = self.progress.lock();
@@ -386,8 +401,8 @@ impl Arrival {
         if progress.phase == Phase::Idle && !self.start(&mut progress) {
             return Ok(false);
         }
-        while progress.phase == Phase::Fetching {
-            let stalled = progress.moved.elapsed() >= STALL;
+        while progress.fetching {
+            let stalled = progress.phase == Phase::Fetching && progress.moved.elapsed() >= STALL;
             if stalled || !go_on() {
                 let text = "no progress was made";
                 return if stalled { Err(io::Error::new(io::ErrorKind::TimedOut, text)) } else { Ok(false) };

@@ -441,7 +441,8 @@ fn what_is_open_counts_and_stays() {
     t.settle();
     assert!(!t.is_cached(&sum_two) && t.is_cached(&sum_one));
     // It loses its name, and goes on counting until it is closed.
-    assert!(t.cache.drop_blob(&sum_one).unwrap());
+    assert!(!t.cache.drop_blob(&sum_one).unwrap());
+    assert!(t.cache.drop_copy(&sum_one, open.file_id().unwrap()).unwrap());
     assert_eq!((t.cache.cache_status().used, t.disk()), (61_440, 61_440));
     assert_eq!(read_all(&open).unwrap(), one);
     read_all(&t.blob(&sum_two)).unwrap();
@@ -511,9 +512,9 @@ fn altered_bytes_in_the_cache_are_mended() {
     altered[5] ^= 1;
     std::fs::remove_file(&path).unwrap();
     std::fs::write(&path, &altered).unwrap();
-    assert_eq!(bytes_of(&t.cache.open_stored(&sum).unwrap().unwrap()), altered);
+    assert_eq!(bytes_of(&t.cache.open_stored(&sum, None).unwrap().unwrap()), altered);
     t.cache.mend(&sum).unwrap();
-    assert_eq!(bytes_of(&t.cache.open_stored(&sum).unwrap().unwrap()), bytes);
+    assert_eq!(bytes_of(&t.cache.open_stored(&sum, None).unwrap().unwrap()), bytes);
     assert_eq!(t.cache.cache_status().entries, 0);
 }
 
@@ -644,6 +645,24 @@ fn readers_of_a_lent_file_read_below() {
     drop(file);
     t.cache.core.reap_left();
     assert_eq!((t.cache.cache_status().used, t.disk()), (0, 0));
+}
+
+/// A copy that was dropped while the kernel serves it to somebody can still become a writer's.
+#[test]
+fn a_dropped_file_that_is_open_is_lent() {
+    let t = over_far(OPTIONS);
+    let sum = t.far.add(noise(1, 300_000));
+    read_all(&t.blob(&sum)).unwrap();
+    t.settle();
+    let open = t.blob(&sum);
+    let (file, name) = (open.file_id().unwrap(), fresh_name());
+    assert!(t.cache.drop_copy(&sum, file).unwrap());
+    t.cache.detach(&sum, name, file).unwrap();
+    let dir = t.cache.staging(name).unwrap();
+    assert_eq!(dir.stat(name).unwrap().file_id, file);
+    dir.open_writer(name).unwrap().write_at(b"NEW", 0).unwrap();
+    assert_eq!(&read_all(&open).unwrap()[..3], b"NEW");
+    assert_eq!(t.cache.cache_status().used, t.disk());
 }
 
 /// Each death leaves rows without files, never the other way round.
