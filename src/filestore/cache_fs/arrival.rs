@@ -16,12 +16,12 @@ use nix::unistd::fdatasync;
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::super::blob::{Blob, Remote, read_fully};
+use super::super::error::Doing;
 use super::core::Core;
 use super::filling::Filling;
 use crate::checksum::{Checksum, Hasher};
 use crate::failpoint;
 use crate::sys::file;
-use crate::text::chain;
 
 /// The end of a blob that is shown only after all of it was compared with the checksum.
 const HELD_BACK: u64 = 128 * 1024;
@@ -36,7 +36,7 @@ const PART: u64 = 8;
 /// Fetches at a time; beyond them blobs are read uncached.
 const FETCHES_MAX: usize = 24;
 /// No progress for so long: whoever waits goes on without the fetch.
-const STALL: Duration = Duration::from_secs(10);
+const STALL: Duration = Duration::from_millis(if cfg!(test) { 500 } else { 10_000 });
 /// After a failed fetch, or without room, the next one begins this much later.
 const PAUSE: Duration = Duration::from_secs(2);
 /// Bytes that are sent to the disk together.
@@ -270,7 +270,9 @@ impl Arrival {
             Ok(()) => progress.phase = Phase::Done,
             Err(Stop::Unwanted) => progress.pause(),
             Err(Stop::Failed(error)) => {
-                tracing::warn!("blob {} could not be fetched into the cache: {}", self.sum, chain(&error));
+                let what = format!("blob {}", self.sum);
+                let fetched: Result<(), _> = Err(error).doing("fetch", what);
+                let _ = fetched.inspect_err(|error| self.core.complain(error));
                 progress.pause();
             }
             Err(Stop::Altered) => {

@@ -45,6 +45,8 @@ struct Far {
 struct Trouble {
     /// Calls wait while it is set.
     held: AtomicBool,
+    /// Streams wait at each piece while it is set.
+    stalled: AtomicBool,
     /// Reads from this offset on fail; 0: none.
     fails_from: AtomicU64,
     /// A byte at this offset is another one; 0: none.
@@ -81,6 +83,19 @@ impl Remote for FarBlob {
         }
         self.sent.fetch_add(n as u64, Ordering::SeqCst);
         Ok(n)
+    }
+
+    fn stream(&self, from: u64, each: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+        let (mut at, mut piece) = (from, vec![0; 65_536]);
+        while at < self.size() {
+            while self.trouble.stalled.load(Ordering::SeqCst) {
+                thread::sleep(Duration::from_millis(1));
+            }
+            let n = self.read_at(&mut piece, at)?;
+            each(&piece[..n])?;
+            at += n as u64;
+        }
+        Ok(())
     }
 }
 
@@ -341,6 +356,39 @@ fn a_reader_far_ahead_does_not_wait() {
         ahead.join().unwrap();
     });
     t.settle();
+}
+
+#[test]
+fn a_stalled_fetch_holds_nobody_up_for_long() {
+    let t = over_far(OPTIONS);
+    let bytes = noise(5, 3_000_000);
+    let sum = t.far.add(bytes.clone());
+    t.far.trouble.stalled.store(true, Ordering::SeqCst);
+    let begun = Instant::now();
+    assert_eq!(read_all(&t.blob(&sum)).unwrap(), bytes, "read below");
+    assert!(begun.elapsed() < Duration::from_secs(20));
+    let status = t.cache.cache_status();
+    assert_eq!((status.entries, status.arriving > 0), (1, true));
+    t.far.trouble.stalled.store(false, Ordering::SeqCst);
+    t.settle();
+    assert!(t.is_cached(&sum), "and it goes on");
+}
+
+#[test]
+fn a_reader_that_gives_up_does_not_stop_the_others() {
+    let t = over_far(OPTIONS);
+    let bytes = noise(5, 3_000_000);
+    let sum = t.far.add(bytes.clone());
+    let (early, late) = (t.blob(&sum), t.blob(&sum));
+    early.read_at(&mut [0; 1000], 0).unwrap();
+    t.far.trouble.stalled.store(true, Ordering::SeqCst);
+    drop(early);
+    t.far.trouble.stalled.store(false, Ordering::SeqCst);
+    assert_eq!(read_all(&late).unwrap(), bytes);
+    drop(late);
+    t.settle();
+    assert_eq!(t.far.sent.load(Ordering::SeqCst), bytes.len() as u64);
+    assert!(t.is_cached(&sum));
 }
 
 /// Readers that follow the arrival do not get the end of what is not the blob; nothing is cached; whoever opens it again
