@@ -16,7 +16,7 @@ use nix::unistd::fdatasync;
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::super::blob::{Blob, Remote, read_fully};
-use super::super::error::Doing;
+use super::super::error::Error;
 use super::core::Core;
 use super::filling::Filling;
 use crate::checksum::{Checksum, Hasher};
@@ -270,9 +270,8 @@ impl Arrival {
             Ok(()) => progress.phase = Phase::Done,
             Err(Stop::Unwanted) => progress.pause(),
             Err(Stop::Failed(error)) => {
-                let what = format!("blob {}", self.sum);
-                let fetched: Result<(), _> = Err(error).doing("fetch", what);
-                let _ = fetched.inspect_err(|error| self.core.complain(error));
+                let path = format!("blob {}", self.sum).into();
+                self.core.complain(&Error::Io { doing: "fetch", path, source: error });
                 progress.pause();
             }
             Err(Stop::Altered) => {

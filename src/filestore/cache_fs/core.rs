@@ -228,13 +228,13 @@ impl Core {
         }
     }
 
-    /// Tells of trouble with the cache's own disk, now and then.
+    /// Tells of trouble with filling and using the cache, now and then: a full disk is met by every reader.
     pub(super) fn complain(&self, error: &dyn std::error::Error) {
         let mut complained = self.complained.lock();
         if complained.is_none_or(|at| at.elapsed() >= COMPLAIN_EVERY) {
             *complained = Some(Instant::now());
             tracing::warn!(
-                "the cache does not work as it should, blobs are read from below: {}",
+                "the cache could not be filled or used, blobs are read from below: {}",
                 chain(error)
             );
         }
