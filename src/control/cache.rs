@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, SendTimeoutError, Sender};
 use parking_lot::Mutex;
 
 use super::report::{Dropped, Trouble, Warmed};
@@ -20,6 +20,8 @@ const AT_A_TIME: usize = 8;
 const WAITING_MAX: usize = 1000;
 /// Entries of a directory that are looked at together.
 const PAGE: usize = 1000;
+/// How long a found file waits for its turn before somebody looks whether it is still wanted.
+const SEND_LONGEST: Duration = Duration::from_millis(200);
 /// Failures that are told one by one.
 const TOLD_MAX: usize = 100;
 
@@ -60,7 +62,7 @@ impl Service {
             let walk = scope.spawn(move || {
                 let give = give;
                 roots.into_iter().try_for_each(|(path, inode)| {
-                    self.each_file(path, &inode, &mut |file| go_on() && give.send(file).is_ok())
+                    self.each_file(path, &inode, &mut |file| send(&give, file, &go_on))
                 })
             });
             let (count, listening, done) = (&count, &listening, &done);
@@ -168,6 +170,18 @@ impl Service {
         }
         Ok(())
     }
+}
+
+/// Hands a file to whoever fetches, as long as somebody wants that.
+fn send(give: &Sender<Content>, mut file: Content, go_on: &dyn Fn() -> bool) -> bool {
+    while go_on() {
+        match give.send_timeout(file, SEND_LONGEST) {
+            Ok(()) => return true,
+            Err(SendTimeoutError::Timeout(back)) => file = back,
+            Err(SendTimeoutError::Disconnected(_)) => return false,
+        }
+    }
+    false
 }
 
 fn warm_all(cache: &CacheFs, files: &Receiver<Content>, count: &Count, go_on: &dyn Fn() -> bool) {

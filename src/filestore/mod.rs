@@ -124,17 +124,16 @@ impl Filestore {
         self.parts.cache.as_deref()
     }
 
-    /// Drops a blob from the cache; whether it was there.
+    /// Drops a blob from the cache unless somebody has it open; whether it did.
     pub fn drop_cached(&self, sum: &Checksum) -> Result<bool> {
-        let _latch = self.latches.take(*sum);
         self.cache().map_or(Ok(false), |cache| cache.drop_blob(sum))
     }
 
     /// Opens a blob as it is stored, to look at it: what is cached if it is, and nothing is cached by that.
-    fn open_stored(&self, sum: &Checksum) -> Result<Option<Blob>> {
+    fn open_stored(&self, sum: &Checksum, size: Option<u64>) -> Result<Option<Blob>> {
         match self.cache() {
-            Some(cache) => cache.open_stored(sum),
-            None => self.provider.open(sum, None),
+            Some(cache) => cache.open_stored(sum, size),
+            None => self.provider.open(sum, size),
         }
     }
 
@@ -197,6 +196,11 @@ impl Filestore {
                 self.provider.put(&[(*sum, offer)])
             }
         }
+    }
+
+    /// As `open_blob`, for work that nobody waits for: the cache is not filled by it.
+    pub fn open_blob_uncached(&self, sum: &Checksum, size: u64) -> Result<Blob> {
+        sized(sum, size, self.open_stored(sum, Some(size))?)
     }
 
     /// Makes an empty staging file that did not exist.
@@ -323,11 +327,7 @@ impl Filestore {
 
     /// Opens a blob that the index knows with this size; absent or of another size is an error here.
     pub fn open_blob(&self, sum: &Checksum, size: u64) -> Result<Blob> {
-        let blob = self.provider.open(sum, Some(size))?.ok_or(Error::Missing(*sum))?;
-        if blob.size() != size {
-            return Err(Error::WrongSize { sum: *sum, expected: size, found: blob.size() });
-        }
-        Ok(blob)
+        sized(sum, size, self.provider.open(sum, Some(size))?)
     }
 
     /// Whether what was opened is still the blob: its file may have become that of a writer since.
@@ -411,14 +411,14 @@ impl Filestore {
 
     /// SHA-1 and BLAKE3 of a blob's bytes as they are stored; `None` when it is absent.
     pub fn digest_blob(&self, sum: &Checksum) -> Result<Option<Digest>> {
-        let Some(blob) = self.open_stored(sum)? else { return Ok(None) };
+        let Some(blob) = self.open_stored(sum, None)? else { return Ok(None) };
         blob.digest(|| true).doing("read all of blob", sum.to_string())
     }
 
     /// Reads every byte of a blob and compares: by BLAKE3 where the caller knows it, which is faster, else by SHA-1.
     pub fn verify(&self, sum: &Checksum, blake3: Option<&[u8; 32]>) -> Result<Verdict> {
         loop {
-            let Some(blob) = self.open_stored(sum)? else { return Ok(Verdict::Missing) };
+            let Some(blob) = self.open_stored(sum, None)? else { return Ok(Verdict::Missing) };
             let size = blob.size();
             let (good, found) = look_at(&blob, sum, blake3).doing("read all of blob", sum.to_string())?;
             // A blob's file can change hands and be written while it is read: then what was read is nobody's.
@@ -460,6 +460,17 @@ impl Filestore {
     /// Room for new blobs, where it can be told.
     pub fn free_space(&self) -> Option<Space> {
         self.provider.status().space
+    }
+}
+
+/// The blob, if it is there and has the size it should have.
+fn sized(sum: &Checksum, size: u64, blob: Option<Blob>) -> Result<Blob> {
+    match blob {
+        None => Err(Error::Missing(*sum)),
+        Some(blob) if blob.size() != size => {
+            Err(Error::WrongSize { sum: *sum, expected: size, found: blob.size() })
+        }
+        Some(blob) => Ok(blob),
     }
 }
 

@@ -115,7 +115,7 @@ impl Vfs {
         row: &BlobRow,
         compute: &dyn Fn(&Blob) -> io::Result<Option<Published>>,
     ) -> Result<Option<BlobRow>> {
-        let blob = self.store.open_blob(&row.checksum, row.size)?;
+        let blob = self.store.open_blob_uncached(&row.checksum, row.size)?;
         let computed = compute(&blob).map_err(Error::io(format!("read blob {}", row.checksum)))?;
         let Some((sha256, md5)) = computed else { return Ok(None) };
         // A blob's file can change hands and be written while it is read: then what was read is nobody's.

@@ -204,16 +204,18 @@ fn damage_in_the_cache_is_not_damage_of_the_file() {
         let damage = |bytes: &[u8], instead: Option<&[u8]>| {
             let path = cached(&depot, bytes);
             fs::remove_file(&path).unwrap();
-            instead.map(|instead| fs::write(&path, instead).unwrap());
+            if let Some(instead) = instead {
+                fs::write(&path, instead).unwrap();
+            }
         };
         damage(&contents[0], None);
-        damage(&contents[1], Some(b"short"));
+        damage(&contents[1], Some(&b"short"[..]));
         let mut altered = contents[2].clone();
         altered[77] ^= 1;
-        damage(&contents[2], Some(&altered));
+        damage(&contents[2], Some(&altered[..]));
         depot.mount();
-        for i in 0..2 {
-            assert!(fs::read(repo.join(format!("file{i}"))).unwrap() == contents[i]);
+        for (i, bytes) in contents[..2].iter().enumerate() {
+            assert!(fs::read(repo.join(format!("file{i}"))).unwrap() == *bytes);
         }
         // A blob's size is compared at each open, its bytes when it is verified.
         depot.cli(&["blob", "verify", depot.dir_str(), "repo/file2"]).ok();
@@ -229,8 +231,8 @@ fn the_order_of_use_outlives_a_restart() {
         let (depot, repo) = depot_with(&["cache-fs.max-cache-size=1MB"]);
         let contents: Vec<Vec<u8>> = (0..5).map(|i| noise(i, 240_000)).collect();
         let file = |i: usize| repo.join(format!("file{i}"));
-        for i in 0..4 {
-            fs::write(file(i), &contents[i]).unwrap();
+        for (i, bytes) in contents[..4].iter().enumerate() {
+            fs::write(file(i), bytes).unwrap();
             depot.flush();
         }
         depot.umount();

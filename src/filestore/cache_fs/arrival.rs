@@ -16,7 +16,9 @@ use nix::unistd::fdatasync;
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::super::blob::{Blob, Remote, read_fully};
-use super::core::{Core, Filling};
+use super::super::error::Error;
+use super::core::Core;
+use super::filling::Filling;
 use crate::checksum::{Checksum, Hasher};
 use crate::failpoint;
 use crate::sys::file;
@@ -34,7 +36,7 @@ const PART: u64 = 8;
 /// Fetches at a time; beyond them blobs are read uncached.
 const FETCHES_MAX: usize = 24;
 /// No progress for so long: whoever waits goes on without the fetch.
-const STALL: Duration = Duration::from_secs(10);
+const STALL: Duration = Duration::from_millis(if cfg!(test) { 500 } else { 10_000 });
 /// After a failed fetch, or without room, the next one begins this much later.
 const PAUSE: Duration = Duration::from_secs(2);
 /// Bytes that are sent to the disk together.
@@ -67,6 +69,8 @@ enum Held {
 #[derive(Debug)]
 struct Progress {
     phase: Phase,
+    /// Whether a thread is at it: also when all bytes are there and the file waits for the disk and for its name.
+    fetching: bool,
     /// Bytes of the file that may be read.
     arrived: u64,
     moved: Instant,
@@ -132,6 +136,7 @@ impl Arrival {
             remote,
             progress: Mutex::new(Progress {
                 phase: Phase::Idle,
+                fetching: false,
                 arrived: 0,
                 moved: Instant::now(),
                 run_end: 0,
@@ -243,6 +248,7 @@ impl Arrival {
             return false;
         }
         progress.phase = Phase::Fetching;
+        progress.fetching = true;
         progress.arrived = 0;
         progress.moved = Instant::now();
         true
@@ -257,13 +263,15 @@ impl Arrival {
             drop(file);
         }
         let mut progress = self.progress.lock();
+        progress.fetching = false;
         match fetched {
-            // While it got its name, it may have become somebody else's.
-            Ok(()) if progress.phase == Phase::Gone => {}
+            // Its file became somebody else's meanwhile.
+            _ if progress.phase == Phase::Gone => {}
             Ok(()) => progress.phase = Phase::Done,
             Err(Stop::Unwanted) => progress.pause(),
             Err(Stop::Failed(error)) => {
-                tracing::warn!("blob {} could not be fetched into the cache: {error}", self.sum);
+                let path = format!("blob {}", self.sum).into();
+                self.core.complain(&Error::Io { doing: "fetch", path, source: error });
                 progress.pause();
             }
             Err(Stop::Altered) => {
@@ -379,6 +387,14 @@ impl Arrival {
         drop(file);
     }
 
+    /// The blob was removed: what nobody fetches yet is not cached any more.
+    pub(super) fn blob_is_gone(&self) {
+        let mut progress = self.progress.lock();
+        if progress.phase == Phase::Idle {
+            progress.phase = Phase::Gone;
+        }
+    }
+
     /// Fetches it and waits for the end, as long as `go_on` says so; whether it is in the cache then.
     pub(super) fn complete(self: &Arc<Arrival>, go_on: &dyn Fn() -> bool) -> io::Result<bool> {
         let mut progress = self.progress.lock();
@@ -386,8 +402,8 @@ impl Arrival {
         if progress.phase == Phase::Idle && !self.start(&mut progress) {
             return Ok(false);
         }
-        while progress.phase == Phase::Fetching {
-            let stalled = progress.moved.elapsed() >= STALL;
+        while progress.fetching {
+            let stalled = progress.phase == Phase::Fetching && progress.moved.elapsed() >= STALL;
             if stalled || !go_on() {
                 let text = "no progress was made";
                 return if stalled { Err(io::Error::new(io::ErrorKind::TimedOut, text)) } else { Ok(false) };

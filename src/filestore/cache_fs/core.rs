@@ -7,7 +7,7 @@
 //! Lock order: `evicting`, a claim, `gate`, and then any of the others, of which nobody takes two.
 
 use std::collections::{HashMap, VecDeque};
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ use super::super::error::Result;
 use super::super::file_system::{FileSystem, blob_path};
 use super::super::provider::Provider;
 use super::super::staging::{StagingDir, staging_path};
-use super::super::volume::{PRE, tidied};
+use super::super::volume::PRE;
 use super::Options;
 use super::arrival::Arrival;
 use super::fill::Fill;
@@ -53,7 +53,7 @@ pub(super) struct Core {
     taken: Mutex<Taken>,
     /// Held for reading while a blob is opened, for writing while a name changes: a file that is found unused stays so until
     /// its name is gone.
-    gate: RwLock<()>,
+    pub(super) gate: RwLock<()>,
     claims: Mutex<HashMap<Checksum, Claim>>,
     pub(super) arrivals: Mutex<HashMap<Checksum, Weak<Arrival>>>,
     left: Mutex<Vec<Left>>,
@@ -93,6 +93,7 @@ struct Left {
     dir: usize,
     path: String,
     room: u64,
+    file: FileId,
     /// A staging file: it has its room until somebody discards it. Otherwise the file goes as soon as nobody has it open.
     lent: bool,
 }
@@ -109,8 +110,9 @@ impl Core {
         let mut left = Vec::new();
         for (dir, place) in dirs.iter().enumerate() {
             for name in place.own_staging().names()? {
-                let room = room_of(place.own_staging().stat(name)?.size);
-                left.push(Left { dir, path: staging_path(name), room, lent: true });
+                let stat = place.own_staging().stat(name)?;
+                let (path, room) = (staging_path(name), room_of(stat.size));
+                left.push(Left { dir, path, room, file: stat.file_id, lent: true });
             }
         }
         let taken = Taken { room: room + left.iter().map(|left| left.room).sum::<u64>(), arriving: 0 };
@@ -198,7 +200,7 @@ impl Core {
     }
 
     /// Where the cached copy is.
-    pub(super) fn path_of(&self, sum: &Checksum) -> Result<Option<std::path::PathBuf>> {
+    pub(super) fn path_of(&self, sum: &Checksum) -> Result<Option<PathBuf>> {
         Ok(self.find(sum)?.map(|(dir, _)| self.dirs[dir].volume().at(&blob_path(sum))))
     }
 
@@ -226,13 +228,13 @@ impl Core {
         }
     }
 
-    /// Tells of trouble with the cache's own disk, now and then.
+    /// Tells of trouble with filling and using the cache, now and then: a full disk is met by every reader.
     pub(super) fn complain(&self, error: &dyn std::error::Error) {
         let mut complained = self.complained.lock();
         if complained.is_none_or(|at| at.elapsed() >= COMPLAIN_EVERY) {
             *complained = Some(Instant::now());
             tracing::warn!(
-                "the cache does not work as it should, blobs are read from below: {}",
+                "the cache could not be filled or used, blobs are read from below: {}",
                 chain(error)
             );
         }
@@ -244,7 +246,7 @@ impl Core {
     }
 
     /// Takes room in a directory, evicting what is there.
-    fn reserve(&self, dir: usize, room: u64) -> bool {
+    pub(super) fn reserve(&self, dir: usize, room: u64) -> bool {
         let mut last = false;
         loop {
             let lacking = {
@@ -279,12 +281,12 @@ impl Core {
         over.max(short)
     }
 
-    fn give_back(&self, room: u64) {
+    pub(super) fn give_back(&self, room: u64) {
         let mut taken = self.taken.lock();
         taken.room = taken.room.saturating_sub(room);
     }
 
-    fn arrived(&self, room: u64) {
+    pub(super) fn arrived(&self, room: u64) {
         let mut taken = self.taken.lock();
         taken.arriving = taken.arriving.saturating_sub(room);
     }
@@ -328,7 +330,7 @@ impl Core {
             };
             match self.withdraw(&sum, false)? {
                 Withdrawn::Used => used.push(sum),
-                Withdrawn::Gone { dir, path } => {
+                Withdrawn::Gone { dir, path, .. } => {
                     room += room_of(size);
                     gone.push((sum, leaving));
                     // A crash here leaves a row without a file, and a file that the next start clears away.
@@ -359,7 +361,20 @@ impl Core {
         }
         let path = self.temporary(sum);
         self.dirs[dir].volume().rename(&blob_path(sum), &path)?;
-        Ok(Withdrawn::Gone { dir, path })
+        Ok(Withdrawn::Gone { dir, path, file: file.file_id() })
+    }
+
+    /// Takes a blob out of the cache unless somebody has it open; whether it did.
+    pub(super) fn drop_unused(&self, sum: &Checksum) -> Result<bool> {
+        let Some(_leaving) = self.claim_leaving(sum) else { return Ok(false) };
+        match self.withdraw(sum, false)? {
+            Withdrawn::Gone { dir, path, .. } => {
+                self.dirs[dir].volume().remove(&path)?;
+                self.give_back(self.ledger.strike(&[*sum])?);
+                Ok(true)
+            }
+            Withdrawn::Absent | Withdrawn::Used => Ok(false),
+        }
     }
 
     /// Takes a blob out of the cache, also when it is open: its file then has its room until it is closed. `only`: if it is
@@ -374,8 +389,8 @@ impl Core {
         let withdrawn = self.withdraw(sum, true)?;
         let room = self.ledger.strike(&[*sum])?;
         match withdrawn {
-            Withdrawn::Gone { dir, path } => {
-                self.left.lock().push(Left { dir, path, room, lent: false });
+            Withdrawn::Gone { dir, path, file } => {
+                self.left.lock().push(Left { dir, path, room, file, lent: false });
                 self.reap_left();
                 Ok(true)
             }
@@ -389,32 +404,36 @@ impl Core {
     /// Takes a blob whose file is `file` out of the cache and makes the file the staging file `name`; false when it is not
     /// the cached copy. The blob itself is below.
     pub(super) fn lend(&self, sum: &Checksum, name: StagingName, file: FileId) -> Result<bool> {
-        let Some(_leaving) = self.claim_or_cancel(sum) else { return Ok(false) };
-        let lent = {
-            let _gate = self.gate.write();
-            match self.find(sum)?.filter(|(_, found)| found.file_id() == file) {
-                None => None,
-                Some((dir, _)) => {
-                    let (path, staged) = (blob_path(sum), staging_path(name));
-                    let volume = self.dirs[dir].volume();
-                    // The name from which it was put may still lead to it; then that is the staging file.
-                    let holder = self.holder_of(name, file)?;
-                    match &holder {
-                        Some(_) => drop(volume.remove(&path)?),
-                        None => volume.rename(&path, &staged)?,
-                    }
-                    // After a power cut the blob's name must not lead to what is written from now on.
-                    volume.force_folder(&path[..2])?;
-                    Some((dir, staged, holder))
-                }
-            }
+        let lent = match self.claim_or_cancel(sum) {
+            Some(_leaving) => self.lend_cached(sum, name, file)? || self.lend_left(name, file)?,
+            None => self.lend_left(name, file)?,
         };
-        let Some((dir, path, holder)) = lent else { return Ok(false) };
-        // A crash here leaves a staging name that nobody knows, and a row without a file.
-        failpoint::hit("cache.lent");
-        if let Some(arrival) = self.arrival(sum) {
+        if lent && let Some(arrival) = self.arrival(sum) {
             arrival.let_go();
         }
+        Ok(lent)
+    }
+
+    /// The caller holds the claim.
+    fn lend_cached(&self, sum: &Checksum, name: StagingName, file: FileId) -> Result<bool> {
+        // The name from which it was put may still lead to it; then that is the staging file.
+        let holder = self.holder_of(name, file)?;
+        let (path, staged) = (blob_path(sum), staging_path(name));
+        let dir = {
+            let _gate = self.gate.write();
+            let found = self.find(sum)?.filter(|(_, found)| found.file_id() == file);
+            let Some((dir, _)) = found else { return Ok(false) };
+            let volume = self.dirs[dir].volume();
+            match &holder {
+                Some(_) => drop(volume.remove(&path)?),
+                None => volume.rename(&path, &staged)?,
+            }
+            // After a power cut the blob's name must not lead to what is written from now on.
+            volume.force_folder(&path[..2])?;
+            dir
+        };
+        // A crash here leaves a staging name that nobody knows, and a row without a file.
+        failpoint::hit("cache.lent");
         let room = self.ledger.strike(&[*sum])?;
         match holder {
             Some(elsewhere) => {
@@ -423,9 +442,20 @@ impl Core {
             }
             None => {
                 self.dirs[dir].own_staging().make_own(name)?;
-                self.left.lock().push(Left { dir, path, room, lent: true });
+                self.left.lock().push(Left { dir, path: staged, room, file, lent: true });
             }
         }
+        Ok(true)
+    }
+
+    /// The same of a file that was the cached copy until it was taken out of the cache while it was open.
+    fn lend_left(&self, name: StagingName, file: FileId) -> Result<bool> {
+        let mut left = self.left.lock();
+        let Some(one) = left.iter_mut().find(|one| one.file == file && !one.lent) else { return Ok(false) };
+        let staged = staging_path(name);
+        self.dirs[one.dir].volume().rename(&one.path, &staged)?;
+        self.dirs[one.dir].own_staging().make_own(name)?;
+        (one.path, one.lent) = (staged, true);
         Ok(true)
     }
 
@@ -504,7 +534,7 @@ impl Core {
         }
     }
 
-    fn claim_filling(&self, sum: &Checksum) -> Option<Arc<AtomicBool>> {
+    pub(super) fn claim_filling(&self, sum: &Checksum) -> Option<Arc<AtomicBool>> {
         let mut claims = self.claims.lock();
         if claims.contains_key(sum) {
             return None;
@@ -514,25 +544,13 @@ impl Core {
         Some(cancelled)
     }
 
-    fn unclaim(&self, sum: &Checksum) {
+    pub(super) fn unclaim(&self, sum: &Checksum) {
         self.claims.lock().remove(sum);
     }
 
-    /// A file below the directory of the cache from which a file can be moved here.
-    pub(super) fn take_over(self: &Arc<Core>, sum: &Checksum, size: u64, from: &Path) -> Result<bool> {
-        if !self.admits(size) || self.cached(sum, Some(size)).is_some() {
-            return Ok(false);
-        }
-        let Some(mut place) = Place::take(self, &[(*sum, size)]).pop().flatten() else { return Ok(false) };
-        // A crash here leaves a row without a file, and the file where it was.
-        place.settle(|dir| match dir.volume().take_in(from, &blob_path(sum)) {
-            Ok(()) => Ok(true),
-            // Another file system, or it is gone: then it is not the cache's.
-            Err(error) => {
-                tracing::debug!(%error, "{} is not moved into the cache", from.display());
-                Ok(false)
-            }
-        })
+    /// A blob's file as its readers have it.
+    pub(super) fn local(&self, sum: &Checksum, size: u64) -> Option<Blob> {
+        self.cached(sum, Some(size)).map(Blob::Local)
     }
 }
 
@@ -543,7 +561,7 @@ enum Withdrawn {
     /// It stays: somebody has the file open.
     Used,
     /// It is this one now.
-    Gone { dir: usize, path: String },
+    Gone { dir: usize, path: String, file: FileId },
 }
 
 /// The right to take a file away; given back on drop.
@@ -555,140 +573,5 @@ struct Leaving<'a> {
 impl Drop for Leaving<'_> {
     fn drop(&mut self) {
         self.core.unclaim(&self.sum);
-    }
-}
-
-/// Room and a row for a blob that is going to have a file; given back on drop unless it got one.
-#[derive(Debug)]
-pub(super) struct Place {
-    core: Arc<Core>,
-    pub(super) sum: Checksum,
-    size: u64,
-    pub(super) dir: usize,
-    cancelled: Arc<AtomicBool>,
-    kept: bool,
-}
-
-impl Place {
-    /// Places for blobs, one for each; `None` where there is no room or somebody else decides on that blob.
-    pub(super) fn take(core: &Arc<Core>, blobs: &[(Checksum, u64)]) -> Vec<Option<Place>> {
-        let one = |(sum, size): &(Checksum, u64)| {
-            let cancelled = core.claim_filling(sum)?;
-            let dir = core.dir_of(sum);
-            if !core.admits(*size) || !core.reserve(dir, room_of(*size)) {
-                core.unclaim(sum);
-                return None;
-            }
-            let core = Arc::clone(core);
-            Some(Place { core, sum: *sum, size: *size, dir, cancelled, kept: false })
-        };
-        let places: Vec<Option<Place>> = blobs.iter().map(one).collect();
-        let entered: Vec<(Checksum, u64)> = places.iter().flatten().map(|p| (p.sum, p.size)).collect();
-        if entered.is_empty() {
-            return places;
-        }
-        match core.ledger.enter(&entered, clock::now()) {
-            Ok(taken) => {
-                // A row that a crash left without a file had its room already.
-                let reserved: u64 = entered.iter().map(|(_, size)| room_of(*size)).sum();
-                core.give_back(reserved.saturating_add_signed(-taken));
-                places
-            }
-            Err(error) => {
-                core.complain(&error);
-                for place in places.into_iter().flatten() {
-                    place.give_up();
-                }
-                blobs.iter().map(|_| None).collect()
-            }
-        }
-    }
-
-    /// Without a row there is nothing to strike out.
-    fn give_up(mut self) {
-        self.kept = true;
-        self.core.give_back(room_of(self.size));
-        self.core.arrived(room_of(self.size));
-        self.core.unclaim(&self.sum);
-    }
-
-    /// Lets `name` give the blob its file, unless the blob was removed meanwhile; whether it has it.
-    pub(super) fn settle(&mut self, name: impl FnOnce(&FileSystem) -> Result<bool>) -> Result<bool> {
-        let _gate = self.core.gate.write();
-        if self.cancelled.load(Ordering::Acquire) || !name(&self.core.dirs[self.dir])? {
-            return Ok(false);
-        }
-        self.kept = true;
-        self.core.arrived(room_of(self.size));
-        self.core.unclaim(&self.sum);
-        Ok(true)
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if self.kept {
-            return;
-        }
-        match self.core.ledger.strike(&[self.sum]) {
-            Ok(room) => self.core.give_back(room),
-            // The row goes on counting: an eviction finds it.
-            Err(error) => self.core.complain(&error),
-        }
-        self.core.arrived(room_of(self.size));
-        self.core.unclaim(&self.sum);
-    }
-}
-
-/// A file that becomes a blob of the cache; gone on drop unless it did.
-#[derive(Debug)]
-pub(super) struct Filling {
-    /// Struck out after the file is gone.
-    place: Place,
-    path: String,
-    pub(super) file: std::fs::File,
-    named: bool,
-}
-
-impl Filling {
-    /// An empty file with room for the blob, if there is any.
-    pub(super) fn begin(core: &Arc<Core>, sum: &Checksum, size: u64) -> Option<Filling> {
-        let place = Place::take(core, &[(*sum, size)]).pop().flatten()?;
-        // A crash from here on leaves a row without a file, and perhaps a file that the next start clears away.
-        failpoint::hit("cache.begun");
-        let path = core.temporary(sum);
-        match core.dirs[place.dir].volume().create_file(&path, 0o600) {
-            Ok(file) => Some(Filling { place, path, file, named: false }),
-            Err(error) => {
-                core.complain(&error);
-                None
-            }
-        }
-    }
-
-    /// Gives the file, whose bytes are forced, the blob's name; false when the blob was removed meanwhile.
-    pub(super) fn settle(&mut self) -> Result<bool> {
-        let (sum, path) = (self.place.sum, &self.path);
-        self.named = self.place.settle(|dir| dir.place_file(&sum, path).map(|()| true))?;
-        if self.named {
-            // A crash here leaves a whole blob in the cache.
-            failpoint::hit("cache.named");
-        }
-        Ok(self.named)
-    }
-}
-
-impl Drop for Filling {
-    fn drop(&mut self) {
-        if !self.named {
-            tidied(self.place.core.dirs[self.place.dir].volume().remove(&self.path));
-        }
-    }
-}
-
-impl Core {
-    /// A blob's file as its readers have it.
-    pub(super) fn local(&self, sum: &Checksum, size: u64) -> Option<Blob> {
-        self.cached(sum, Some(size)).map(Blob::Local)
     }
 }

@@ -40,6 +40,8 @@ CREATE TABLE asked (
   hit INTEGER NOT NULL      -- 1: the cache had it
 ) STRICT;";
 
+/// The log stays small: it is on the disk beside what the limit counts.
+const PRAGMAS: &str = "PRAGMA synchronous=NORMAL; PRAGMA wal_autocheckpoint=64;";
 /// Openings that are remembered to advise on the size of the cache.
 pub(super) const ASKED_MAX: i64 = 100_000;
 /// Nobody else should hold a lock; whoever does, as a `sqlite3` of an operator, is waited for this long.
@@ -93,7 +95,7 @@ impl Ledger {
     pub(super) fn open(path: PathBuf) -> Result<(Ledger, u64)> {
         let open = || -> rusqlite::Result<(Connection, u64, u64)> {
             let c = connect(&path)?;
-            c.execute_batch("PRAGMA synchronous=NORMAL;")?;
+            c.execute_batch(PRAGMAS)?;
             let sql = "SELECT room, entries FROM total WHERE id = 1";
             let (room, entries): (i64, i64) = c.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
             Ok((c, room.max(0) as u64, entries.max(0) as u64))

@@ -16,6 +16,7 @@ mod advice;
 mod arrival;
 mod core;
 mod fill;
+mod filling;
 mod ledger;
 
 use std::io;
@@ -159,10 +160,10 @@ impl CacheFs {
     }
 
     /// Opens what is stored, to look whether it is good: the cached copy, else what is below, which is not cached by this.
-    pub fn open_stored(&self, sum: &Checksum) -> Result<Option<Blob>> {
-        match self.core.cached(sum, None) {
+    pub fn open_stored(&self, sum: &Checksum, size: Option<u64>) -> Result<Option<Blob>> {
+        match self.core.cached(sum, size) {
             Some(file) => Ok(Some(Blob::Local(file))),
-            None => self.core.below.open(sum, None),
+            None => self.core.below.open(sum, size),
         }
     }
 
@@ -171,9 +172,9 @@ impl CacheFs {
         self.core.expel(sum, Some(file))
     }
 
-    /// Drops the cached copy, unless it is open and `even_used` is false.
+    /// Drops the cached copy, unless somebody has it open; whether it did.
     pub fn drop_blob(&self, sum: &Checksum) -> Result<bool> {
-        self.core.expel(sum, None)
+        self.core.drop_unused(sum)
     }
 
     /// Drops everything that is not in use; how many blobs.
@@ -339,6 +340,10 @@ impl Provider for CacheFs {
     fn remove(&self, sum: &Checksum) -> Result<bool> {
         // In this order: what is below may be handing the blob over, and has done so, or will not, when this returns.
         let removed = self.core.below.remove(sum)?;
+        let arrival = self.core.arrivals.lock().remove(sum).and_then(|arrival| arrival.upgrade());
+        if let Some(arrival) = arrival {
+            arrival.blob_is_gone();
+        }
         self.core.expel(sum, None)?;
         Ok(removed)
     }

@@ -45,6 +45,8 @@ struct Far {
 struct Trouble {
     /// Calls wait while it is set.
     held: AtomicBool,
+    /// Streams wait at each piece while it is set.
+    stalled: AtomicBool,
     /// Reads from this offset on fail; 0: none.
     fails_from: AtomicU64,
     /// A byte at this offset is another one; 0: none.
@@ -81,6 +83,19 @@ impl Remote for FarBlob {
         }
         self.sent.fetch_add(n as u64, Ordering::SeqCst);
         Ok(n)
+    }
+
+    fn stream(&self, from: u64, each: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+        let (mut at, mut piece) = (from, vec![0; 65_536]);
+        while at < self.size() {
+            while self.trouble.stalled.load(Ordering::SeqCst) {
+                thread::sleep(Duration::from_millis(1));
+            }
+            let n = self.read_at(&mut piece, at)?;
+            each(&piece[..n])?;
+            at += n as u64;
+        }
+        Ok(())
     }
 }
 
@@ -344,6 +359,39 @@ fn a_reader_far_ahead_does_not_wait() {
     t.settle();
 }
 
+#[test]
+fn a_stalled_fetch_holds_nobody_up_for_long() {
+    let t = over_far(OPTIONS);
+    let bytes = noise(5, 3_000_000);
+    let sum = t.far.add(bytes.clone());
+    t.far.trouble.stalled.store(true, Ordering::SeqCst);
+    let begun = Instant::now();
+    assert_eq!(read_all(&t.blob(&sum)).unwrap(), bytes, "read below");
+    assert!(begun.elapsed() < Duration::from_secs(20));
+    let status = t.cache.cache_status();
+    assert_eq!((status.entries, status.arriving > 0), (1, true));
+    t.far.trouble.stalled.store(false, Ordering::SeqCst);
+    t.settle();
+    assert!(t.is_cached(&sum), "and it goes on");
+}
+
+#[test]
+fn a_reader_that_gives_up_does_not_stop_the_others() {
+    let t = over_far(OPTIONS);
+    let bytes = noise(5, 3_000_000);
+    let sum = t.far.add(bytes.clone());
+    let (early, late) = (t.blob(&sum), t.blob(&sum));
+    early.read_at(&mut [0; 1000], 0).unwrap();
+    t.far.trouble.stalled.store(true, Ordering::SeqCst);
+    drop(early);
+    t.far.trouble.stalled.store(false, Ordering::SeqCst);
+    assert_eq!(read_all(&late).unwrap(), bytes);
+    drop(late);
+    t.settle();
+    assert_eq!(t.far.sent.load(Ordering::SeqCst), bytes.len() as u64);
+    assert!(t.is_cached(&sum));
+}
+
 /// Readers that follow the arrival do not get the end of what is not the blob; nothing is cached; whoever opens it again
 /// tries again.
 #[test]
@@ -442,7 +490,8 @@ fn what_is_open_counts_and_stays() {
     t.settle();
     assert!(!t.is_cached(&sum_two) && t.is_cached(&sum_one));
     // It loses its name, and goes on counting until it is closed.
-    assert!(t.cache.drop_blob(&sum_one).unwrap());
+    assert!(!t.cache.drop_blob(&sum_one).unwrap());
+    assert!(t.cache.drop_copy(&sum_one, open.file_id().unwrap()).unwrap());
     assert_eq!((t.cache.cache_status().used, t.disk()), (61_440, 61_440));
     assert_eq!(read_all(&open).unwrap(), one);
     read_all(&t.blob(&sum_two)).unwrap();
@@ -512,9 +561,9 @@ fn altered_bytes_in_the_cache_are_mended() {
     altered[5] ^= 1;
     std::fs::remove_file(&path).unwrap();
     std::fs::write(&path, &altered).unwrap();
-    assert_eq!(bytes_of(&t.cache.open_stored(&sum).unwrap().unwrap()), altered);
+    assert_eq!(bytes_of(&t.cache.open_stored(&sum, None).unwrap().unwrap()), altered);
     t.cache.mend(&sum).unwrap();
-    assert_eq!(bytes_of(&t.cache.open_stored(&sum).unwrap().unwrap()), bytes);
+    assert_eq!(bytes_of(&t.cache.open_stored(&sum, None).unwrap().unwrap()), bytes);
     assert_eq!(t.cache.cache_status().entries, 0);
 }
 
@@ -645,6 +694,24 @@ fn readers_of_a_lent_file_read_below() {
     drop(file);
     t.cache.core.reap_left();
     assert_eq!((t.cache.cache_status().used, t.disk()), (0, 0));
+}
+
+/// A copy that was dropped while the kernel serves it to somebody can still become a writer's.
+#[test]
+fn a_dropped_file_that_is_open_is_lent() {
+    let t = over_far(OPTIONS);
+    let sum = t.far.add(noise(1, 300_000));
+    read_all(&t.blob(&sum)).unwrap();
+    t.settle();
+    let open = t.blob(&sum);
+    let (file, name) = (open.file_id().unwrap(), fresh_name());
+    assert!(t.cache.drop_copy(&sum, file).unwrap());
+    t.cache.detach(&sum, name, file).unwrap();
+    let dir = t.cache.staging(name).unwrap();
+    assert_eq!(dir.stat(name).unwrap().file_id, file);
+    dir.open_writer(name).unwrap().write_at(b"NEW", 0).unwrap();
+    assert_eq!(&read_all(&open).unwrap()[..3], b"NEW");
+    assert_eq!(t.cache.cache_status().used, t.disk());
 }
 
 /// Each death leaves rows without files, never the other way round.
