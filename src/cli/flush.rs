@@ -42,7 +42,8 @@ pub fn run(args: &Args) -> Outcome {
     for trouble in &flushed.failed {
         complain(&format!("cannot be sealed: {}: {}", trouble.what, trouble.why));
     }
-    let left: Option<Queue> = daemon.ask(&Request::Drain { how: Drain::UntilEmpty }, &mut |news| complain(news))?;
+    let left: Option<Queue> =
+        daemon.ask(&Request::Drain { how: Drain::UntilEmpty }, &mut |news| complain(news))?;
     let bad = left.is_some_and(|left| {
         left.bad.iter().for_each(|bad| complain(&format!("cannot be uploaded: blob {bad}")));
         !left.bad.is_empty()

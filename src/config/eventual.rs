@@ -45,10 +45,8 @@ impl Eventual {
             let text = format!("{name}: nothing can be done in no time: give it a longer one");
             value.is_zero().then(|| Problem::new(name, text))
         };
-        let times = [
-            ("eventual.dispatcher-interval", self.dispatcher_interval),
-            ("eventual.timeout", self.timeout),
-        ];
+        let times =
+            [("eventual.dispatcher-interval", self.dispatcher_interval), ("eventual.timeout", self.timeout)];
         times.into_iter().filter_map(|(name, value)| zero(name, value)).collect()
     }
 }

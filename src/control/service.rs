@@ -125,7 +125,10 @@ impl Service {
             if go_on && Instant::now() >= next_news {
                 let (blobs, bytes) = (status.entries, status.bytes);
                 let error = status.last_error.as_ref().map_or(String::new(), |why| format!(": {why}"));
-                let news = format!("{blobs} blobs with {bytes} bytes to upload, {} removals{error}", status.removals);
+                let news = format!(
+                    "{blobs} blobs with {bytes} bytes to upload, {} removals{error}",
+                    status.removals
+                );
                 go_on = progress(&news);
                 next_news = Instant::now() + NEWS_PERIOD;
             }

@@ -2,7 +2,9 @@
 //!
 //! What cannot be asked is said to be failing, and the rest is told all the same.
 
-use super::report::{Counts, Health, IndexStatus, Layer, MountStatus, Pending, Queue, Reads, Status, Trouble};
+use super::report::{
+    Counts, Health, IndexStatus, Layer, MountStatus, Pending, Queue, Reads, Status, Trouble,
+};
 use super::service::{Service, set_aside, troubles};
 use crate::checksum::Checksum;
 use crate::config::Config;

@@ -96,7 +96,8 @@ pub fn run(plan: &Plan, handover: Option<Handover>) -> anyhow::Result<()> {
         vfs.store().start().context("the uploads cannot be started")?;
     }
     let stop = Stop::new(&plan.mountpoint, &vfs);
-    let server = control::Server::start(&plan.depot, service(plan, config, &vfs, &logging, started, &drained))?;
+    let server =
+        control::Server::start(&plan.depot, service(plan, config, &vfs, &logging, started, &drained))?;
     let signals = handle_signals(&stop, &logging)?;
     announce(plan, handover, &logging, started);
 
@@ -240,6 +241,10 @@ fn drain(vfs: &Vfs, drained: Option<Instant>) {
             left.bytes,
             left.removals
         );
+    }
+    // What the daemon alone still has open of uploaded blobs goes now.
+    if let Err(error) = vfs.sweep_owners() {
+        tracing::debug!("former owners were not looked at: {}", crate::text::chain(&error));
     }
     store.stop(Instant::now() + UPLOADS_LONGEST);
 }

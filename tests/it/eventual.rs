@@ -40,7 +40,8 @@ pub fn cut_off(settings: &[&str]) -> Depot {
 #[track_caller]
 pub fn fill(depot: &Depot, count: u64) -> Vec<(PathBuf, Vec<u8>)> {
     let file = |i: u64| {
-        let (path, bytes) = (depot.path(format!("repo/file{i}")), noise(100 + i, 5_000 + 40_000 * (i as usize % 3)));
+        let (path, bytes) =
+            (depot.path(format!("repo/file{i}")), noise(100 + i, 5_000 + 40_000 * (i as usize % 3)));
         fs::write(&path, &bytes).unwrap();
         (path, bytes)
     };
@@ -119,16 +120,27 @@ fn umount_does_not_wait_for_ever() {
         let files = fill(&depot, 3);
         let begun = Instant::now();
         let said = depot.cli(&["umount", depot.mountpoint_str()]);
-        assert!(said.code == Some(0) && said.err.contains("kept for the next mount: 3 blobs"), "{}", said.err);
+        assert!(
+            said.code == Some(0) && said.err.contains("kept for the next mount: 3 blobs"),
+            "{}",
+            said.err
+        );
         assert!((2..20).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
         let offline = depot.status();
-        assert_eq!((&offline["running"], &offline["chain"][0]["queue"]["entries"]), (&false.into(), &3.into()));
+        assert_eq!(
+            (&offline["running"], &offline["chain"][0]["queue"]["entries"]),
+            (&false.into(), &3.into())
+        );
         depot.mount();
         assert!(files.iter().all(|(path, bytes)| fs::read(path).unwrap() == *bytes));
         // Who is in a hurry says so.
         let begun = Instant::now();
         let said = depot.cli(&["umount", depot.mountpoint_str(), "--no-drain"]);
-        assert!(said.code == Some(0) && said.err.contains("kept for the next mount: 3 blobs"), "{}", said.err);
+        assert!(
+            said.code == Some(0) && said.err.contains("kept for the next mount: 3 blobs"),
+            "{}",
+            said.err
+        );
         assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
         faults(&depot, "");
         depot.mount();
@@ -174,9 +186,8 @@ fn a_full_disk_of_the_queue_is_told_at_write() {
         let mut whole = Vec::new();
         let error = (0..200).find_map(|i| {
             let (path, bytes) = (depot.path(format!("repo/file{i}")), noise(i, 4 << 20));
-            let written = File::create(&path).and_then(|mut file| {
-                bytes.chunks(1 << 20).try_for_each(|chunk| file.write_all(chunk))
-            });
+            let written = File::create(&path)
+                .and_then(|mut file| bytes.chunks(1 << 20).try_for_each(|chunk| file.write_all(chunk)));
             if written.is_ok() {
                 whole.push((path, bytes));
             }

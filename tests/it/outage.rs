@@ -62,7 +62,9 @@ fn goes_on_without(fault: &str) {
     depot.flush();
     assert!(files.iter().all(|(_, bytes)| stored(&depot, bytes).exists()));
     assert!(fs::read(depot.path("repo/older")).unwrap() == old);
-    eventually("the files of the queue to go", || files.iter().all(|(_, bytes)| !queued(&depot, bytes).exists()));
+    eventually("the files of the queue to go", || {
+        files.iter().all(|(_, bytes)| !queued(&depot, bytes).exists())
+    });
     eventually("the removal to come through", || !stored(&depot, &gone).exists());
     assert_eq!(depot.status()["chain"][0]["health"], "up");
     depot.umount();
@@ -99,6 +101,32 @@ fn a_stalled_upload_holds_up_no_unmount() {
     });
 }
 
+/// Closes that wait for a store that does not answer take no request threads from others.
+#[test]
+fn a_hundred_stalled_closes_hold_up_nobody() {
+    guarded(|| {
+        let depot = cut_off(&["durability=remote", "eventual.timeout=6s", "eventual.drain-timeout=1s"]);
+        faults(&depot, "put=stall");
+        fs::create_dir(depot.path("repo/others")).unwrap();
+        std::thread::scope(|scope| {
+            let close = |i: u64| {
+                let mut file = fs::File::create(depot.path(format!("repo/file{i}"))).unwrap();
+                std::io::Write::write_all(&mut file, &noise(i, 20_000)).unwrap();
+                nix::unistd::close(file)
+            };
+            let closes: Vec<_> = (0..100).map(|i| scope.spawn(move || close(i))).collect();
+            std::thread::sleep(Duration::from_secs(2));
+            at_once("ls and stat", || sh(depot.path("repo"), "ls -l others; stat file1; df ."));
+            at_once("status", || depot.status());
+            at_once("a new directory", || fs::create_dir(depot.path("repo/others/new")).unwrap());
+            closes.into_iter().for_each(|close| close.join().unwrap().fails(Errno::EIO));
+        });
+        faults(&depot, "");
+        depot.flush();
+        assert!((0..100).all(|i| stored(&depot, &noise(i, 20_000)).exists()));
+    });
+}
+
 /// The daemon is killed again and again while files come and go, and the store is away half of the time.
 #[test]
 fn random_kills_and_outages_lose_nothing() {
@@ -124,8 +152,10 @@ fn random_kills_and_outages_lose_nothing() {
                 let end = Instant::now() + Duration::from_millis(600 + random.below(1_500) as u64);
                 while Instant::now() < end {
                     let i = random.below(30);
-                    let (path, bytes) =
-                        (depot.path(format!("repo/file{i}")), noise(random.below(40) as u64, 3_000 * (i + 1)));
+                    let (path, bytes) = (
+                        depot.path(format!("repo/file{i}")),
+                        noise(random.below(40) as u64, 3_000 * (i + 1)),
+                    );
                     files.retain(|(known, _)| *known != path);
                     if random.below(4) == 0 {
                         let _ = fs::remove_file(&path);

@@ -112,7 +112,8 @@ fn with_faults_below_what_was_answered_holds() {
     for seed in 0..12 {
         let rig = Rig::new(seed % 2 == 0);
         rig.queue.start().unwrap();
-        let faults = "put=fail%20\nput=disconnect%20\nremove=fail%10\nremove=disconnect%20\nlist=fail%20\n*=delay:1%5";
+        let faults =
+            "put=fail%20\nput=disconnect%20\nremove=fail%10\nremove=disconnect%20\nlist=fail%20\n*=delay:1%5";
         let set = |on: bool| {
             rig.faulty.set(if on { faults } else { "" });
             rig.queue.hurry();
@@ -175,7 +176,10 @@ fn an_outage_ends_by_itself() {
     for (i, sum) in during.iter().enumerate() {
         assert_eq!(bytes_of(&open(&*rig.queue, sum).unwrap()), [i as u8; 100]);
     }
-    assert!(rig.queue.remove(&during[0]).unwrap() && rig.queue.remove(&before).unwrap(), "it waits for nobody");
+    assert!(
+        rig.queue.remove(&during[0]).unwrap() && rig.queue.remove(&before).unwrap(),
+        "it waits for nobody"
+    );
     assert_eq!(rig.queue.stat(&before).unwrap(), None);
     rig.queue.stat(&sum_of(b"never put")).unwrap_err();
     rig.queue.list(None, &mut |_| ControlFlow::Continue(())).unwrap_err();
@@ -321,7 +325,10 @@ fn a_close_does_not_wait_for_ever() {
     rig.faulty.set("put=stall");
     let begun = Instant::now();
     let error = rig.queue.put_through(&sum, &offer).unwrap_err();
-    assert!(matches!(&error, Error::Io { source, .. } if source.kind() == io::ErrorKind::TimedOut), "{error}");
+    assert!(
+        matches!(&error, Error::Io { source, .. } if source.kind() == io::ErrorKind::TimedOut),
+        "{error}"
+    );
     rig.queue.put(&[(sum, offer)]).unwrap();
     rig.queue.await_upload(&sum).unwrap_err();
     assert!(begun.elapsed() < Duration::from_secs(10));
@@ -392,9 +399,9 @@ fn putting_removing_and_uploading_at_once_lose_nothing() {
     rig.queue.hurry();
     rig.drained();
     eventually("the directory to be empty", || {
-        listed(&rig.queue.queue.entries, None).iter().all(|(name, _)| {
-            name == &Checksum::EMPTY.to_string() || name.starts_with('_')
-        })
+        listed(&rig.queue.queue.entries, None)
+            .iter()
+            .all(|(name, _)| name == &Checksum::EMPTY.to_string() || name.starts_with('_'))
     });
     for value in (0..3_u8).flat_map(|thread| (0..4).map(move |i| thread * 10 + i)) {
         assert_eq!(fs::read(rig.below(&sum_of(&[value; 500]))).unwrap(), [value; 500]);
