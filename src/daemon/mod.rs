@@ -259,6 +259,10 @@ fn drain(vfs: &Vfs, drained: Option<Instant>) {
             left.removals
         );
     }
+    // What the daemon alone still has open of uploaded blobs goes now.
+    if let Err(error) = vfs.sweep_owners() {
+        tracing::debug!("former owners were not looked at: {}", crate::text::chain(&error));
+    }
     store.stop(Instant::now() + UPLOADS_LONGEST);
 }
 

@@ -60,17 +60,22 @@ fn is_the_callers(error: &std::io::Error) -> bool {
 /// A file of ours that is not there is nothing that the caller named.
 fn io_errno(error: &std::io::Error) -> Errno {
     use std::io::ErrorKind as Kind;
-    match error.kind() {
-        Kind::NotFound => return Errno::EIO,
-        // Whatever happened on the way to a provider that is far away, the caller talks to a file.
-        Kind::ConnectionRefused | Kind::ConnectionReset | Kind::ConnectionAborted | Kind::NotConnected => {
-            return Errno::EIO;
-        }
-        Kind::TimedOut | Kind::HostUnreachable | Kind::NetworkUnreachable | Kind::NetworkDown => {
-            return Errno::EIO;
-        }
-        Kind::StorageFull => return Errno::ENOSPC,
-        _ => {}
+    // Whatever happened on the way to a provider that is far away, the caller talks to a file.
+    let far_away = [
+        Kind::ConnectionRefused,
+        Kind::ConnectionReset,
+        Kind::ConnectionAborted,
+        Kind::NotConnected,
+        Kind::TimedOut,
+        Kind::HostUnreachable,
+        Kind::NetworkUnreachable,
+        Kind::NetworkDown,
+    ];
+    if error.kind() == Kind::NotFound || far_away.contains(&error.kind()) {
+        return Errno::EIO;
+    }
+    if error.kind() == Kind::StorageFull {
+        return Errno::ENOSPC;
     }
     error.raw_os_error().map_or(Errno::EIO, Errno::from_i32)
 }

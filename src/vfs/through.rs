@@ -7,7 +7,6 @@ use std::time::Instant;
 
 use crate::change::{Ino, StagingName};
 use crate::checksum::Digest;
-use crate::failpoint;
 use crate::filestore::{self, Staged as ToPut};
 use crate::vfs::node::Through;
 use crate::vfs::{Error, Result, Vfs, now};
@@ -44,11 +43,8 @@ impl Vfs {
             return self.fsync_staged(ino, name);
         }
         let Digest { checksum, size, .. } = self.hash_for_close(ino, name)?;
-        failpoint::hit("close.hashed");
         self.record_close(ino, name, checksum, (stat.size, stat.mtime, Instant::now()))?;
-        failpoint::hit("close.recorded");
         self.fsync_staged(ino, name)?;
-        failpoint::hit("close.synced");
         if size > 0 && known.is_none_or(|known| known.checksum != checksum) {
             self.store.put_through(&checksum, ToPut { name, size })?;
         }

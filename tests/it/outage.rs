@@ -101,6 +101,32 @@ fn a_stalled_upload_holds_up_no_unmount() {
     });
 }
 
+/// Closes that wait for a store that does not answer take no request threads from others.
+#[test]
+fn a_hundred_stalled_closes_hold_up_nobody() {
+    guarded(|| {
+        let depot = cut_off(&["durability=remote", "eventual.timeout=6s", "eventual.drain-timeout=1s"]);
+        faults(&depot, "put=stall");
+        fs::create_dir(depot.path("repo/others")).unwrap();
+        std::thread::scope(|scope| {
+            let close = |i: u64| {
+                let mut file = fs::File::create(depot.path(format!("repo/file{i}"))).unwrap();
+                std::io::Write::write_all(&mut file, &noise(i, 20_000)).unwrap();
+                nix::unistd::close(file)
+            };
+            let closes: Vec<_> = (0..100).map(|i| scope.spawn(move || close(i))).collect();
+            std::thread::sleep(Duration::from_secs(2));
+            at_once("ls and stat", || sh(depot.path("repo"), "ls -l others; stat file1; df ."));
+            at_once("status", || depot.status());
+            at_once("a new directory", || fs::create_dir(depot.path("repo/others/new")).unwrap());
+            closes.into_iter().for_each(|close| close.join().unwrap().fails(Errno::EIO));
+        });
+        faults(&depot, "");
+        depot.flush();
+        assert!((0..100).all(|i| stored(&depot, &noise(i, 20_000)).exists()));
+    });
+}
+
 /// The daemon is killed again and again while files come and go, and the store is away half of the time.
 #[test]
 fn random_kills_and_outages_lose_nothing() {

@@ -62,9 +62,6 @@ use crate::worker::Worker;
 /// Its name in a chain.
 const KIND: &str = "eventual";
 
-/// How long the free space of the disk is believed.
-const SPACE_AGE_MAX: Duration = Duration::from_millis(200);
-
 /// Takes an uploaded blob's file over, away from its path; whether it did.
 pub type Promote = Arc<dyn Fn(&Checksum, u64, &Path) -> Result<bool> + Send + Sync>;
 
@@ -133,8 +130,6 @@ struct Queue {
     options: Options,
     promote: OnceLock<Promote>,
     quiet: Quiet,
-    /// Bytes free on the disk, and when that was asked.
-    space: Mutex<Option<(u64, Instant)>>,
     /// Uploads that closes wait for.
     closes: Mutex<usize>,
     fewer_closes: Condvar,
@@ -174,7 +169,6 @@ impl Eventual {
             options,
             promote: OnceLock::new(),
             quiet: Quiet::default(),
-            space: Mutex::default(),
             closes: Mutex::default(),
             fewer_closes: Condvar::new(),
         };
@@ -203,6 +197,7 @@ impl Eventual {
 
     /// Ends the uploads: what is under way has until `end`, and is uploaded once more otherwise.
     pub fn stop(&self, end: Instant) {
+        self.queue.retire_uploaded();
         self.queue.table.stop(true);
         let workers = std::mem::take(&mut *self.workers.lock());
         workers.iter().for_each(Worker::stop);
@@ -321,17 +316,10 @@ impl Drop for Eventual {
 }
 
 impl Queue {
-    /// Bytes that are free on the disk, as they were a moment ago; `None` when it cannot be told.
+    /// Bytes that are free on the disk; `None` when it cannot be told. A disk is full within a moment, so it is asked each
+    /// time, which costs less than two microseconds.
     fn free(&self) -> Option<u64> {
-        let mut space = self.space.lock();
-        if let Some((free, at)) = *space
-            && at.elapsed() < SPACE_AGE_MAX
-        {
-            return Some(free);
-        }
-        let free = self.staging.volume.space().ok()?.available;
-        *space = Some((free, Instant::now()));
-        Some(free)
+        self.staging.volume.space().ok().map(|space| space.available)
     }
 }
 

@@ -29,8 +29,8 @@ enum State {
     Uploading,
     /// Below has it; the file stays as long as somebody uses it.
     Uploaded,
-    /// Exactly one thread decides what becomes of the file.
-    Claimed,
+    /// Exactly one thread decides what becomes of the file. `pending`: the provider below is not known to have it.
+    Claimed { pending: bool },
 }
 
 /// A blob in the queue.
@@ -44,6 +44,8 @@ struct Entry {
     attempts: u32,
     /// It was removed while a worker had it.
     removed: bool,
+    /// It was put again while a worker had it.
+    renewed: bool,
 }
 
 /// A removal that the provider below has not been told of.
@@ -55,6 +57,8 @@ struct Tombstone {
     dropped: bool,
     /// It was removed again meanwhile.
     again: bool,
+    /// Others have their turn first.
+    not_before: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -127,7 +131,7 @@ impl Table {
         let mut inner = self.inner.lock();
         let mut held = Vec::new();
         for sum in sums {
-            while inner.is(&sum, State::Claimed) {
+            while inner.is_claimed(&sum) {
                 self.changed.wait(&mut inner);
             }
             *inner.holds.entry(sum).or_default() += 1;
@@ -142,7 +146,7 @@ impl Table {
         let through = inner.through.remove(sum);
         inner.bad.remove(sum);
         match inner.entries.get_mut(sum) {
-            Some(entry) => entry.removed = false,
+            Some(entry) => (entry.removed, entry.renewed) = (false, true),
             None => {
                 let state = if through { State::Uploaded } else { State::Waiting };
                 inner.insert(*sum, size, SystemTime::now(), state);
@@ -226,7 +230,11 @@ impl Table {
         if inner.entries.contains_key(sum) || inner.holds.contains_key(sum) {
             return false;
         }
-        inner.insert(*sum, size, since, State::Claimed);
+        inner.insert(*sum, size, since, State::Claimed { pending: true });
+        if let Some(entry) = inner.entries.get_mut(sum) {
+            // An earlier daemon may have uploaded it: that is asked first.
+            entry.attempts = 1;
+        }
         true
     }
 
@@ -248,7 +256,7 @@ impl Table {
         if inner.holds.contains_key(sum) || !inner.is(sum, State::Uploaded) {
             return None;
         }
-        inner.set(sum, State::Claimed);
+        inner.set(sum, State::Claimed { pending: false });
         inner.entries.get(sum).map(|entry| entry.size)
     }
 
@@ -257,7 +265,7 @@ impl Table {
         let mut inner = self.inner.lock();
         let free = !inner.holds.contains_key(sum);
         if free {
-            inner.set(sum, State::Claimed);
+            inner.set(sum, State::Claimed { pending: true });
         }
         free
     }
@@ -271,6 +279,12 @@ impl Table {
             }
         }
         true
+    }
+
+    /// Ends the claim of an entry that a worker goes on with.
+    pub(super) fn unclaim_uploading(&self, sum: &Checksum) {
+        self.inner.lock().set(sum, State::Uploading);
+        self.changed.notify_all();
     }
 
     /// Whether it is an entry.
@@ -344,7 +358,10 @@ impl Table {
     pub(super) fn upload_void(&self, sum: &Checksum, bad: Option<String>) {
         let mut inner = self.inner.lock();
         inner.uploading -= 1;
-        inner.forget(sum);
+        match inner.entries.get(sum).is_some_and(|entry| entry.renewed) {
+            true => inner.set(sum, State::Waiting),
+            false => inner.forget(sum),
+        }
         if let Some(why) = bad {
             inner.bad.insert(*sum, why);
         }
@@ -352,22 +369,31 @@ impl Table {
         self.changed.notify_all();
     }
 
-    /// How the removal of tombstones ended; their files are gone on Ok.
-    pub(super) fn buried(&self, sums: &[Checksum], outcome: Result<(), String>) {
+    /// These blobs are removed below, and the files of their tombstones are gone.
+    pub(super) fn buried(&self, sums: &[Checksum]) {
         let mut inner = self.inner.lock();
         for sum in sums {
-            let Some(stone) = inner.tombstones.get_mut(sum) else { continue };
-            let ended = outcome.is_ok() || stone.dropped;
-            *stone = Tombstone { again: stone.again, ..Tombstone::default() };
-            if ended && !stone.again {
-                inner.tombstones.remove(sum);
-            }
+            inner.end_burying(sum, true);
         }
-        match outcome {
-            Ok(()) => inner.succeeded(),
-            Err(why) => {
-                inner.failed(why);
-                inner.bury_after = Some(Instant::now() + pause(inner.failures, REST_MAX));
+        if !sums.is_empty() {
+            inner.succeeded();
+        }
+        drop(inner);
+        self.changed.notify_all();
+    }
+
+    /// These are not, and have their turn later; the one of which it was told still later, so that it does not hold up others.
+    pub(super) fn not_buried(&self, sums: &[Checksum], told: Option<Checksum>, why: &str) {
+        let mut inner = self.inner.lock();
+        inner.failed(why.to_owned());
+        let now = Instant::now();
+        inner.bury_after = Some(now + pause(inner.failures, REST_MAX));
+        for sum in sums {
+            inner.end_burying(sum, false);
+            if told == Some(*sum)
+                && let Some(stone) = inner.tombstones.get_mut(sum)
+            {
+                stone.not_before = Some(now + REST_MAX);
             }
         }
         drop(inner);
@@ -388,6 +414,7 @@ impl Table {
         let mut inner = self.inner.lock();
         inner.try_again();
         (inner.resting_until, inner.bury_after) = (None, None);
+        inner.tombstones.values_mut().for_each(|stone| stone.not_before = None);
         drop(inner);
         self.changed.notify_all();
     }
@@ -424,7 +451,11 @@ impl Table {
 impl Entry {
     /// Whether the provider below is not known to have it.
     fn is_pending(&self) -> bool {
-        !self.removed && matches!(self.state, State::Waiting | State::Uploading)
+        match self.state {
+            State::Waiting | State::Uploading => !self.removed,
+            State::Claimed { pending } => pending,
+            State::Uploaded => false,
+        }
     }
 }
 
@@ -433,11 +464,16 @@ impl Inner {
         self.entries.get(sum).is_some_and(|entry| entry.state == state)
     }
 
+    fn is_claimed(&self, sum: &Checksum) -> bool {
+        self.entries.get(sum).is_some_and(|entry| matches!(entry.state, State::Claimed { .. }))
+    }
+
     fn insert(&mut self, sum: Checksum, size: u64, since: SystemTime, state: State) {
         let number = self.next;
         self.next += 1;
         self.bytes += size;
-        self.entries.insert(sum, Entry { number, since, size, state, attempts: 0, removed: false });
+        self.entries
+            .insert(sum, Entry { number, since, size, state, attempts: 0, removed: false, renewed: false });
         if state == State::Waiting {
             self.ready.insert(number, sum);
         }
@@ -478,6 +514,16 @@ impl Inner {
         self.last_error = Some(why);
     }
 
+    /// A worker is done with a tombstone; `gone`: the provider below was told.
+    fn end_burying(&mut self, sum: &Checksum, gone: bool) {
+        let Some(stone) = self.tombstones.get_mut(sum) else { return };
+        let ended = (gone || stone.dropped) && !stone.again;
+        *stone = Tombstone { again: stone.again, ..Tombstone::default() };
+        if ended {
+            self.tombstones.remove(sum);
+        }
+    }
+
     /// What was postponed has its turn.
     fn try_again(&mut self) {
         for (_, sum) in std::mem::take(&mut self.postponed) {
@@ -507,7 +553,7 @@ impl Inner {
         let (number, sum) = self.ready.iter().find(|(_, sum)| !blocked(sum)).map(|(n, s)| (*n, *s))?;
         self.ready.remove(&number);
         let entry = self.entries.get_mut(&sum)?;
-        entry.state = State::Uploading;
+        (entry.state, entry.renewed) = (State::Uploading, false);
         self.uploading += 1;
         Some(Task::Upload(sum, entry.attempts))
     }
@@ -520,8 +566,13 @@ impl Inner {
         {
             return None;
         }
-        let free = |sum: &&Checksum| !self.entries.contains_key(*sum) && !self.passing.contains(*sum);
-        let due: Vec<Checksum> = self.tombstones.keys().filter(free).take(TOMBSTONES_MAX).copied().collect();
+        let free = |(sum, stone): &(&Checksum, &Tombstone)| {
+            !self.entries.contains_key(*sum)
+                && !self.passing.contains(*sum)
+                && stone.not_before.is_none_or(|at| at <= now)
+        };
+        let due = self.tombstones.iter().filter(free).take(TOMBSTONES_MAX);
+        let due: Vec<Checksum> = due.map(|(sum, _)| *sum).collect();
         for sum in &due {
             self.tombstones.insert(*sum, Tombstone { burying: true, ..Tombstone::default() });
         }
@@ -586,13 +637,13 @@ mod tests {
         table.upload_ended(&A, Ok(()));
         assert_eq!(table.claim_uploaded(&A), None);
         assert_eq!(take(&table), Some(Task::Bury(vec![A])));
-        table.buried(&[A], Ok(()));
+        table.buried(&[A]);
         assert!(!table.has_tombstone(&A) && take(&table).is_none());
     }
 
     #[test]
     fn what_is_put_again_while_it_is_buried_is_uploaded_afterwards() {
-        for outcome in [Ok(()), Err("away".to_owned())] {
+        for done in [true, false] {
             let table = Table::default();
             table.removed(&A, true);
             assert_eq!(take(&table), Some(Task::Bury(vec![A])));
@@ -600,7 +651,11 @@ mod tests {
             table.put(&A, 1);
             assert!(!table.is_buried(&A));
             assert_eq!(take(&table), None, "the removal has not ended");
-            table.buried(&[A], outcome);
+            if done {
+                table.buried(&[A])
+            } else {
+                table.not_buried(&[A], Some(A), "away")
+            }
             table.hurry();
             assert_eq!(take(&table), Some(Task::Upload(A, 0)));
             assert!(!table.has_tombstone(&A));
@@ -616,8 +671,34 @@ mod tests {
         table.put(&A, 1);
         table.removed(&A, true);
         assert!(table.is_buried(&A));
-        table.buried(&[A], Ok(()));
+        table.buried(&[A]);
         assert_eq!(take(&table), Some(Task::Bury(vec![A])));
+    }
+
+    #[test]
+    fn a_removal_that_fails_holds_up_no_other() {
+        let table = Table::default();
+        table.removed(&A, true);
+        assert_eq!(take(&table), Some(Task::Bury(vec![A])));
+        table.not_buried(&[A], Some(A), "refused");
+        table.removed(&B, true);
+        assert_eq!(take(&table), None, "all rest");
+        let due = table.take(PAUSE_MIN * 4);
+        assert_eq!(due, Some(Task::Bury(vec![B])));
+        table.hurry();
+        assert_eq!(table.status().removals, 2);
+    }
+
+    #[test]
+    fn what_is_put_while_a_worker_finds_it_gone_waits_again() {
+        let table = Table::default();
+        table.put(&A, 1);
+        assert_eq!(take(&table), Some(Task::Upload(A, 0)));
+        table.put(&A, 1);
+        table.upload_void(&A, None);
+        assert_eq!(take(&table), Some(Task::Upload(A, 0)));
+        table.upload_void(&A, None);
+        assert_eq!((take(&table), table.status().entries), (None, 0));
     }
 
     #[test]

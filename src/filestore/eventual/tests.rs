@@ -135,7 +135,7 @@ fn entries_are_uploaded_and_taken_off() {
     assert!(sums.iter().all(|sum| rig.below(sum).exists()));
     assert_eq!(bytes_of(&open(&*rig.queue, &sums[3]).unwrap()), [3; 3000]);
     assert_eq!(rig.faulty.calls(Call::Put), 20);
-    assert_eq!(rig.queue.queue_status(), QueueStatus::default());
+    eventually("the end of the last claim", || rig.queue.queue_status() == QueueStatus::default());
 }
 
 #[test]
@@ -280,7 +280,8 @@ fn a_file_that_is_read_stays_until_it_is_not() {
     rig.queue.start().unwrap();
     rig.drained();
     std::thread::sleep(Duration::from_millis(100));
-    assert!(rig.queued(&sum).exists() && rig.queue.lingering() == [sum]);
+    assert!(rig.queued(&sum).exists());
+    eventually("a moment between two looks", || rig.queue.lingering() == [sum]);
     // A writer may still take it.
     let name = fresh_name();
     rig.queue.detach(&sum, name, reader.file_id().unwrap()).unwrap();

@@ -35,7 +35,7 @@ pub(super) fn work(queue: &Arc<Queue>, signal: &Signal) {
 pub(super) fn dispatch(queue: &Arc<Queue>, signal: &Signal) {
     while signal.wait(queue.options.dispatcher_interval) {
         if let Err(error) = queue.scan() {
-            tracing::warn!("the upload queue cannot be looked through: {}", text_of(&error));
+            queue.quiet.failed(&format!("the upload queue cannot be looked through: {}", text_of(&error)));
         }
         queue.retire_uploaded();
     }
@@ -91,10 +91,18 @@ impl Queue {
         if blob.digest(|| true).ok()??.checksum == *sum {
             return None;
         }
-        drop(blob);
+        // Asked before the claim, for whose end others wait.
+        let good_below = self.is_good_below(sum);
         if !self.table.claim_uploading(sum) {
             return None;
         }
+        let now = self.entries.open(sum, None).ok().flatten();
+        if now.is_none_or(|now| now.file_id() != blob.file_id()) {
+            // Somebody has put it anew.
+            self.table.unclaim_uploading(sum);
+            return None;
+        }
+        drop(blob);
         let path = match self.files.set_aside(sum) {
             Ok(path) => path,
             Err(error) => {
@@ -106,7 +114,7 @@ impl Queue {
             }
         };
         failpoint::hit("eventual.aside");
-        if self.is_good_below(sum) {
+        if good_below {
             tracing::warn!(
                 "the entry of blob {sum} was altered in the queue; the provider below has a good copy"
             );
@@ -168,20 +176,33 @@ impl Queue {
         self.table.uploaded().iter().for_each(|sum| self.retire(sum));
     }
 
-    /// Removes blobs below, and then their tombstones.
+    /// Removes blobs below, and then their tombstones. The first failure ends it: the others come later.
     fn bury(&self, sums: &[Checksum]) {
-        let removed = sums
-            .iter()
-            .try_for_each(|sum| self.below.remove(sum).map(drop))
-            .and_then(|()| self.below.force_removed(sums))
-            // A crash here leaves tombstones of blobs that are gone: they are removed once more.
-            .inspect(|()| failpoint::hit("eventual.buried"))
-            .and_then(|()| self.files.unbury(sums));
-        let ended = removed.map_err(|error| text_of(&error));
-        if let Err(why) = &ended {
-            self.quiet.failed(&format!("removed blobs cannot be removed below, which is tried again: {why}"));
+        let failed = sums.iter().find_map(|sum| Some((*sum, self.below.remove(sum).err()?)));
+        let done = failed
+            .as_ref()
+            .map_or(sums.len(), |(bad, _)| sums.iter().position(|sum| sum == bad).unwrap_or_default());
+        let (gone, left) = sums.split_at(done);
+        match self.unbury(gone) {
+            Ok(()) => self.table.buried(gone),
+            Err(error) => self.table.not_buried(gone, None, &text_of(&error)),
         }
-        self.table.buried(sums, ended);
+        if let Some((sum, error)) = failed {
+            let why = text_of(&error);
+            self.quiet.failed(&format!("removed blobs cannot be removed below, which is tried again: {why}"));
+            self.table.not_buried(left, Some(sum), &why);
+        }
+    }
+
+    /// Makes removals below durable, and takes their tombstones away.
+    fn unbury(&self, sums: &[Checksum]) -> Result<()> {
+        if sums.is_empty() {
+            return Ok(());
+        }
+        self.below.force_removed(sums)?;
+        // A crash here leaves tombstones of blobs that are gone: they are removed once more.
+        failpoint::hit("eventual.buried");
+        self.files.unbury(sums)
     }
 
     /// Finds entries that nobody told of: at the start all of them, later what an operator put into the directory.
