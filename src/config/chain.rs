@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::keys::brief;
 use super::nearest::suggestion;
-use super::{Problem, Values};
+use super::{ObjectStore, Problem, Retry, Values};
 
 /// A chain that has a name.
 #[derive(Debug)]
@@ -48,9 +48,13 @@ pub enum Place {
 
 /// Every provider.
 pub const PROVIDERS: &[Provider] = &[
+    Provider { name: "retry", place: Place::Layer },
     Provider { name: "file-system", place: Place::Leaf },
     Provider { name: "full-db", place: Place::Leaf },
     Provider { name: "sharding", place: Place::Leaf },
+    Provider { name: "s3-storage-v3", place: Place::Leaf },
+    Provider { name: "azure-blob-storage", place: Place::Leaf },
+    Provider { name: "google-storage", place: Place::Leaf },
 ];
 
 /// A provider of the chain, with what its section says.
@@ -62,6 +66,10 @@ pub enum Layer {
     FullDb(FullDb),
     /// Spreads blobs over several directories.
     Sharding(Sharding),
+    /// Keeps blobs in a bucket.
+    ObjectStore(ObjectStore),
+    /// Tries again.
+    Retry(Retry),
 }
 
 /// Section `[file-system]`.
@@ -152,15 +160,19 @@ impl Layer {
             Layer::FileSystem(_) => "file-system",
             Layer::FullDb(_) => "full-db",
             Layer::Sharding(_) => "sharding",
+            Layer::ObjectStore(layer) => layer.service.section(),
+            Layer::Retry(_) => "retry",
         }
     }
 
-    /// The directory where it keeps what it has on this host.
-    pub fn dir(&self) -> &Path {
+    /// The directory where it keeps what it has on this host, if it keeps anything.
+    pub fn dir(&self) -> Option<&Path> {
         match self {
-            Layer::FileSystem(layer) => &layer.dir,
-            Layer::FullDb(layer) => &layer.dir,
-            Layer::Sharding(layer) => &layer.dir,
+            Layer::FileSystem(layer) => Some(&layer.dir),
+            Layer::FullDb(layer) => Some(&layer.dir),
+            Layer::Sharding(layer) => Some(&layer.dir),
+            Layer::ObjectStore(layer) => Some(&layer.dir),
+            Layer::Retry(_) => None,
         }
     }
 
@@ -168,9 +180,18 @@ impl Layer {
     pub fn dirs(&self) -> Vec<&Path> {
         let shards = match self {
             Layer::Sharding(layer) => layer.shards.as_slice(),
-            Layer::FileSystem(_) | Layer::FullDb(_) => &[],
+            _ => &[],
         };
-        std::iter::once(self.dir()).chain(shards.iter().map(|shard| shard.dir.as_path())).collect()
+        self.dir().into_iter().chain(shards.iter().map(|shard| shard.dir.as_path())).collect()
+    }
+
+    /// What is wrong with the keys of its section taken together.
+    pub(super) fn problems(&self) -> Vec<Problem> {
+        match self {
+            Layer::FileSystem(_) | Layer::FullDb(_) | Layer::Retry(_) => Vec::new(),
+            Layer::Sharding(layer) => layer.problems(),
+            Layer::ObjectStore(layer) => layer.problems(),
+        }
     }
 }
 

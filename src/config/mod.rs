@@ -8,7 +8,9 @@ pub mod environment;
 mod file;
 pub mod keys;
 mod nearest;
+mod object_store;
 mod quantity;
+mod retry;
 mod values;
 
 use std::fs::{self, File, OpenOptions};
@@ -20,7 +22,9 @@ pub use chain::{Chosen, FileSystem, FullDb, Layer, Shard, Sharding};
 pub use effective::{Entry, Origin, effective};
 pub use file::{assignment, render};
 pub use nearest::{nearest, suggestion};
+pub use object_store::{ObjectService, ObjectStore, Secret};
 pub use quantity::{parse_duration, parse_size};
+pub use retry::Retry;
 pub use values::{Problem, Values};
 
 /// Name of the configuration file; its presence makes a directory a depot.
@@ -232,11 +236,7 @@ impl Config {
             },
             chain: chosen.providers.iter().map(|provider| known.layer(provider)).collect(),
         };
-        for layer in &config.chain {
-            if let Layer::Sharding(layer) = layer {
-                problems.extend(layer.problems());
-            }
-        }
+        problems.extend(config.chain.iter().flat_map(Layer::problems));
         // What a chain that is wrong could keep is nobody's to say.
         let kept = config.keeps("durability", config.durability.name());
         if let (false, Err(why)) = (config.chain.is_empty(), kept) {
@@ -288,6 +288,10 @@ impl Known<'_> {
         match provider {
             "full-db" => Layer::FullDb(FullDb { dir: self.path("full-db.dir") }),
             "sharding" => Layer::Sharding(self.sharding()),
+            "retry" => Layer::Retry(Retry::read(self)),
+            "s3-storage-v3" | "azure-blob-storage" | "google-storage" => {
+                Layer::ObjectStore(ObjectStore::read(self, provider))
+            }
             _ => {
                 let (blob_uid, blob_gid) =
                     keys::parse_owner(self.get("file-system.blob-owner")).unwrap_or_default();
@@ -390,7 +394,7 @@ mod tests {
         values.insert("durability", "close".into());
         let config = Config::build(Path::new("/d/e"), &values).unwrap();
         assert_eq!(config.index, Path::new("/fast/index"));
-        assert_eq!(config.chain[0].dir(), Path::new("/d/e/../blobs"));
+        assert_eq!(config.chain[0].dir(), Some(Path::new("/d/e/../blobs")));
         assert_eq!(config.durability, Durability::Close);
     }
 

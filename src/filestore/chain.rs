@@ -8,7 +8,9 @@ use super::Filestore;
 use super::error::{Error, Result};
 use super::file_system::{FileSystem, Options};
 use super::full_db::FullDb;
+use super::object_store::{self, ObjectStore};
 use super::provider::Provider;
+use super::retry::{self, Retry};
 use super::sharding::{self, Choice, Shard, Sharding, Write};
 use super::volume::Volume;
 
@@ -46,6 +48,10 @@ pub enum Layer {
         /// Shortest time before a shard that failed is tried again.
         check_period: Duration,
     },
+    /// Keeps blobs as objects of a bucket.
+    ObjectStore(Box<object_store::Options>),
+    /// Does again what failed for a reason that passes.
+    Retry(retry::Options),
 }
 
 /// One shard, as it is configured.
@@ -59,15 +65,23 @@ pub struct ShardOptions {
     pub write_enabled: bool,
 }
 
+/// What layers of a chain offer beyond the trait.
+#[derive(Debug, Default)]
+pub struct Parts {
+    /// The bucket.
+    pub objects: Option<Arc<ObjectStore>>,
+}
+
 /// Opens a chain, outermost first; the last one keeps the blobs. What belongs to another depot is refused.
 ///
 /// The caller holds the depot's lock: what a crash left half done is cleared away here.
 pub fn open(chain: &[Layer], depot_id: [u8; 16]) -> Result<Filestore> {
     let mut outermost: Option<Arc<dyn Provider>> = None;
+    let mut parts = Parts::default();
     for layer in chain.iter().rev() {
-        outermost = Some(layer.open(depot_id, outermost.take())?);
+        outermost = Some(layer.open(depot_id, outermost.take(), &mut parts)?);
     }
-    outermost.map(Filestore::over).ok_or(Error::NoProvider)
+    Ok(Filestore::of(outermost.ok_or(Error::NoProvider)?, parts))
 }
 
 impl Layer {
@@ -82,11 +96,18 @@ impl Layer {
                 shards.iter().try_for_each(create)?;
                 Sharding::create(dir, depot_id)
             }
+            Layer::ObjectStore(options) => ObjectStore::create(options, depot_id),
+            Layer::Retry(_) => Ok(()),
         }
     }
 
     /// Opens what `create` made over what stands below it in the chain; another depot's is refused.
-    fn open(&self, depot_id: [u8; 16], _below: Option<Arc<dyn Provider>>) -> Result<Arc<dyn Provider>> {
+    fn open(
+        &self,
+        depot_id: [u8; 16],
+        below: Option<Arc<dyn Provider>>,
+        parts: &mut Parts,
+    ) -> Result<Arc<dyn Provider>> {
         Ok(match self {
             Layer::FileSystem { dir, options } => Arc::new(FileSystem::open(dir, depot_id, options)?),
             Layer::FullDb { dir } => Arc::new(FullDb::open(dir, depot_id)?),
@@ -106,6 +127,12 @@ impl Layer {
                     sharding::Options { redundancy: *redundancy, lenient_limit: *lenient_limit, choice };
                 Arc::new(Sharding::open(dir, depot_id, shards, options)?)
             }
+            Layer::ObjectStore(options) => {
+                let objects = Arc::new(ObjectStore::open(options, depot_id)?);
+                parts.objects = Some(Arc::clone(&objects));
+                objects
+            }
+            Layer::Retry(options) => Arc::new(Retry::over(below.ok_or(Error::NoProvider)?, *options)),
         })
     }
 
@@ -117,6 +144,8 @@ impl Layer {
                 Volume::examine(dir, depot_id)?;
                 shards.iter().try_for_each(|shard| Volume::examine(&shard.dir, depot_id))
             }
+            Layer::ObjectStore(options) => Volume::examine(&options.dir, depot_id),
+            Layer::Retry(_) => Ok(()),
         }
     }
 }

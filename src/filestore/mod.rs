@@ -15,7 +15,9 @@ mod full_db;
 mod latch;
 #[cfg(test)]
 mod laws;
+pub mod object_store;
 mod provider;
+pub mod retry;
 pub mod sharding;
 mod staging;
 mod volume;
@@ -28,7 +30,7 @@ use std::time::Duration;
 
 pub use aside::{Aside, KEPT_FOR};
 pub use blob::{Blob, BlobFile, FileId, Remote};
-pub use chain::{Layer, ShardOptions, open as open_chain};
+pub use chain::{Layer, Parts, ShardOptions, open as open_chain};
 pub use error::{Error, Result};
 pub use file_system::{FileSystem, Options};
 pub use full_db::FullDb;
@@ -45,6 +47,7 @@ use latch::Latches;
 #[derive(Debug)]
 pub struct Filestore {
     provider: Arc<dyn Provider>,
+    parts: Parts,
     latches: Latches,
 }
 
@@ -80,7 +83,18 @@ impl Filestore {
 
     /// A filestore over any chain of providers.
     pub fn over(provider: Arc<dyn Provider>) -> Filestore {
-        Filestore { provider, latches: Latches::default() }
+        Filestore::of(provider, Parts::default())
+    }
+
+    /// The same, with what its layers offer beyond the trait.
+    fn of(provider: Arc<dyn Provider>, parts: Parts) -> Filestore {
+        Filestore { provider, parts, latches: Latches::default() }
+    }
+
+    /// Puts back a blob that was lost or spoilt in the bucket, from an earlier version there; `None`: there is no bucket.
+    pub fn bring_back(&self, sum: &Checksum, size: u64) -> Result<Option<bool>> {
+        let _latch = self.latches.take(*sum);
+        self.parts.objects.as_ref().map(|objects| objects.bring_back(sum, size)).transpose()
     }
 
     /// Makes an empty staging file that did not exist.

@@ -39,6 +39,7 @@ mod locks;
 mod mappings;
 mod model;
 mod namespace;
+mod objects;
 mod powercut;
 mod privileges;
 mod programs;

@@ -43,6 +43,7 @@ const ELSEWHERE: &[&[&str]] = &[
     recovery::EXPECTING,
     layers::DATABASE,
     layers::SHARDS,
+    layers::OBJECTS,
 ];
 
 #[test]

@@ -30,6 +30,8 @@ pub enum Mode {
     Database,
     /// The same of a depot with two copies of each blob on three shards.
     Sharded,
+    /// The same of a depot that keeps blobs in a bucket of an S3 server.
+    Objects,
     /// A mount that an ordinary user makes through fusermount3, and works in.
     User,
 }
@@ -44,6 +46,7 @@ impl Mode {
             "cached" => Mode::Cached,
             "database" => Mode::Database,
             "sharded" => Mode::Sharded,
+            "objects" => Mode::Objects,
             "user" => Mode::User,
             _ => panic!("no mode {name}"),
         }
