@@ -7,10 +7,11 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use ::object_store::path::Path as Key;
 use ::object_store::{GetOptions, GetRange, GetResult, GetResultPayload, ObjectMeta};
+use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 
 use super::super::blob::Remote;
@@ -25,6 +26,9 @@ const PIECES: [u64; 4] = [256 << 10, 1 << 20, 4 << 20, 8 << 20];
 /// Pieces of a stream under way at a time, each with memory of its own.
 const UNDER_WAY: usize = 4;
 
+/// The version that is read, as far as it is known.
+type Version = Mutex<Option<String>>;
+
 /// See above.
 #[derive(Debug)]
 pub(super) struct Object {
@@ -32,7 +36,7 @@ pub(super) struct Object {
     key: Key,
     sum: Checksum,
     size: u64,
-    version: Arc<OnceLock<String>>,
+    version: Arc<Version>,
     /// The id of an earlier version; `None`: the one that stands.
     earlier: Option<String>,
     _reading: Option<Reading>,
@@ -48,7 +52,7 @@ impl Object {
         version: Option<String>,
         reading: Reading,
     ) -> Object {
-        let version = Arc::new(version.map_or_else(OnceLock::new, OnceLock::from));
+        let version = Arc::new(Mutex::new(version));
         Object { server, key, sum, size, version, earlier: None, _reading: Some(reading) }
     }
 
@@ -67,7 +71,7 @@ impl Object {
                 range: Some(GetRange::Bounded(range.clone())),
                 // One that is no tag, but a time, has no quotes.
                 version: earlier,
-                if_match: version.get().filter(|tag| tag.ends_with('"')).cloned(),
+                if_match: version.lock().clone().filter(|tag| tag.ends_with('"')),
                 ..GetOptions::default()
             };
             let work = async {
@@ -75,7 +79,15 @@ impl Object {
                 let fits = fits(&answer, &range, size, &version);
                 Ok((receive(&server, answer, &range).await?, fits))
             };
-            let (bytes, fits) = server.converse(&request, work).await?;
+            let (bytes, fits) = match server.converse(&request, work).await {
+                Err(failure) => {
+                    if failure.kind == Kind::Replaced {
+                        *version.lock() = None;
+                    }
+                    return Err(failure);
+                }
+                answered => answered?,
+            };
             if !fits || bytes.len() as u64 != range.end - range.start {
                 return Err(Failure { kind: Kind::Replaced, error: Error::Altered(sum) });
             }
@@ -94,15 +106,21 @@ impl Object {
 }
 
 /// Whether an answer is of the range, the size and the version that are wanted; the first one says which version that is.
-fn fits(answer: &GetResult, range: &Range<u64>, size: u64, version: &OnceLock<String>) -> bool {
-    let found = version_of(&answer.meta);
-    let same = *version.get_or_init(|| found.clone()) == found;
-    same && answer.meta.size == size && answer.range == *range
+///
+/// One of another version is an error once. The same blob may have been put again: what is read next begins anew.
+fn fits(answer: &GetResult, range: &Range<u64>, size: u64, version: &Version) -> bool {
+    if answer.meta.size != size || answer.range != *range {
+        return false;
+    }
+    let (mut known, found) = (version.lock(), version_of(&answer.meta));
+    let same = known.as_ref().is_none_or(|known| *known == found);
+    *known = same.then_some(found);
+    same
 }
 
 /// What tells one version of an object from another: its tag, or where the server gives none its time.
 pub(super) fn version_of(found: &ObjectMeta) -> String {
-    let tag = found.e_tag.as_ref().filter(|tag| tag.trim_matches('"') != "");
+    let tag = found.e_tag.as_ref().filter(|tag| !tag.trim_matches('"').is_empty());
     tag.cloned().unwrap_or_else(|| found.last_modified.to_rfc3339())
 }
 

@@ -189,13 +189,15 @@ fn an_object_that_changes_below_its_reader_is_no_longer_read() {
         place.server.refresh();
         let found = blob.read_at(&mut [0; 4], 0).unwrap_err();
         assert_eq!(found.kind(), io::ErrorKind::InvalidData, "{altered:?}: {found}");
+        if altered.len() == 10 {
+            continue;
+        }
         let Blob::Remote(remote) = &blob else { panic!("{blob:?}") };
         remote.stream(0, &mut |_| Ok(())).unwrap_err();
-        // A put heals an object of another size.
-        if altered.len() != 10 {
-            put(&store, b"some bytes");
-            assert_eq!(bytes_of(&laws::open(&store, &sum).unwrap()), b"some bytes");
-        }
+        // A put heals an object of another size, for those who have it open as well.
+        put(&store, b"some bytes");
+        let _ = blob.read_at(&mut [0; 4], 0);
+        assert_eq!(bytes_of(&blob), b"some bytes");
     }
 }
 
