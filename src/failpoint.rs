@@ -73,6 +73,9 @@ pub const NAMES: &[&str] = &[
     // Copies.
     "shards.put",
     "shards.mended",
+    // Sending to a bucket: the parts of a large blob, a batch.
+    "objects.parts",
+    "objects.put",
     "db.put",
     "db.committed",
     "cache.put",

@@ -3,6 +3,8 @@
 use std::io::Write;
 use std::path::PathBuf;
 
+use anyhow::bail;
+
 use super::{Exit, Outcome, depot, human};
 use crate::config::Config;
 use crate::daemon::lock::{self, Holder};
@@ -23,6 +25,9 @@ pub struct Args {
     /// Put right what can be put right without losing data.
     #[arg(long)]
     repair: bool,
+    /// Put back blobs that are missing or cut, from the earlier versions that their bucket keeps (S3).
+    #[arg(long)]
+    from_versions: bool,
 }
 
 pub fn run(args: &Args, out: &mut dyn Write) -> Outcome {
@@ -31,7 +36,10 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Outcome {
     let _lock = lock::take(&depot, &Holder::this("check", None), lock::PATIENCE)?;
     places::clear_dead_mounts(&depot)?;
     let (index, store) = rooms::open(&config)?;
-    let report = check::run(&index, &store, args.repair)?;
+    let mut report = check::run(&index, &store, args.repair)?;
+    if args.from_versions && !check::from_versions(&store, &mut report)? {
+        bail!("--from-versions: the blobs of this depot are in no bucket");
+    }
     for finding in &report.findings {
         writeln!(out, "{finding}")?;
     }

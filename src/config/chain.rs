@@ -8,7 +8,7 @@ use super::eventual::Eventual;
 use super::faulty::Faulty;
 use super::keys::brief;
 use super::nearest::suggestion;
-use super::{Problem, Values};
+use super::{ObjectStore, Problem, Retry, Values};
 
 /// A chain that has a name.
 #[derive(Debug)]
@@ -53,12 +53,16 @@ pub enum Place {
 
 /// Every provider.
 pub const PROVIDERS: &[Provider] = &[
+    Provider { name: "retry", place: Place::Layer },
     Provider { name: "file-system", place: Place::Leaf },
     Provider { name: "full-db", place: Place::Leaf },
     Provider { name: "sharding", place: Place::Leaf },
     Provider { name: "eventual", place: Place::Layer },
     Provider { name: "faulty", place: Place::Layer },
     Provider { name: "cache-fs", place: Place::Layer },
+    Provider { name: "s3-storage-v3", place: Place::Leaf },
+    Provider { name: "azure-blob-storage", place: Place::Leaf },
+    Provider { name: "google-storage", place: Place::Leaf },
 ];
 
 /// A provider of the chain, with what its section says.
@@ -76,6 +80,10 @@ pub enum Layer {
     Faulty(Faulty),
     /// Keeps copies of what the provider below it has.
     CacheFs(CacheFs),
+    /// Keeps blobs in a bucket.
+    ObjectStore(ObjectStore),
+    /// Tries again.
+    Retry(Retry),
 }
 
 /// Section `[file-system]`.
@@ -169,6 +177,8 @@ impl Layer {
             Layer::Eventual(_) => "eventual",
             Layer::Faulty(_) => "faulty",
             Layer::CacheFs(_) => "cache-fs",
+            Layer::ObjectStore(layer) => layer.service.section(),
+            Layer::Retry(_) => "retry",
         }
     }
 
@@ -181,6 +191,8 @@ impl Layer {
             Layer::CacheFs(layer) => Some(&layer.dir),
             Layer::Eventual(layer) => Some(&layer.dir),
             Layer::Faulty(_) => None,
+            Layer::ObjectStore(layer) => Some(&layer.dir),
+            Layer::Retry(_) => None,
         }
     }
 
@@ -204,13 +216,14 @@ impl Layer {
 
     /// Whether it brings blobs to a place that this host's disk is not needed for.
     pub fn stores_elsewhere(&self) -> bool {
-        matches!(self, Layer::Eventual(_))
+        matches!(self, Layer::Eventual(_) | Layer::ObjectStore(_))
     }
 
     /// What is wrong with the keys of its section taken together.
     pub(super) fn problems(&self) -> Vec<Problem> {
         match self {
-            Layer::FileSystem(_) | Layer::FullDb(_) => Vec::new(),
+            Layer::FileSystem(_) | Layer::FullDb(_) | Layer::Retry(_) => Vec::new(),
+            Layer::ObjectStore(layer) => layer.problems(),
             Layer::Sharding(layer) => layer.problems(),
             Layer::CacheFs(layer) => layer.problems(),
             Layer::Eventual(layer) => layer.problems(),

@@ -305,6 +305,282 @@ pub const DEPOT: &[Key] = &[
         default: Some("false"),
         doc: "Whether the blobs below are served as from far away: no local files, nothing asked at an open.",
     },
+    Key {
+        name: "retry.max-trys",
+        kind: Kind::Count { min: 1, max: 1000 },
+        default: Some("5"),
+        doc: "Attempts at what fails for a reason that passes, in all.",
+    },
+    Key {
+        name: "retry.interval",
+        kind: Kind::Duration,
+        default: Some("5s"),
+        doc: "Pause after the first attempt that fails; each further one is twice as long, up to a minute. Readers begin with 100ms.",
+    },
+    Key {
+        name: "retry.read-deadline",
+        kind: Kind::Duration,
+        default: Some("15s"),
+        doc: "A reader begins no further attempt after so long, and gets the error.",
+    },
+    Key {
+        name: "s3-storage-v3.dir",
+        kind: Kind::Path,
+        default: Some("s3-storage-v3"),
+        doc: "Directory on this host: of the staging files; must be on a local file system.",
+    },
+    Key {
+        name: "s3-storage-v3.endpoint",
+        kind: Kind::Text,
+        default: Some(""),
+        doc: "Address of the server, such as https://s3.example.org:9000; empty: Amazon's of the region.",
+    },
+    Key {
+        name: "s3-storage-v3.use-http",
+        kind: Kind::Flag,
+        default: Some("false"),
+        doc: "Whether an endpoint without http:// or https:// is spoken to without TLS.",
+    },
+    Key {
+        name: "s3-storage-v3.region",
+        kind: Kind::Text,
+        default: Some(""),
+        doc: "Region of the bucket; empty: that of AWS_REGION, else us-east-1.",
+    },
+    Key {
+        name: "s3-storage-v3.bucket-name",
+        kind: Kind::Text,
+        default: None,
+        doc: "The bucket, which must exist.",
+    },
+    Key {
+        name: "s3-storage-v3.path",
+        kind: Kind::Text,
+        default: Some("filestore"),
+        doc: "What the keys of all objects begin with: a blob is PATH/ab/SHA1.",
+    },
+    Key {
+        name: "s3-storage-v3.enable-path-style-access",
+        kind: Kind::Flag,
+        default: Some("true"),
+        doc: "Whether the bucket stands in the path of an address, and not in its host.",
+    },
+    Key {
+        name: "s3-storage-v3.identity",
+        kind: Kind::Text,
+        default: Some(""),
+        doc: "Access key; empty: the credentials of AWS_ACCESS_KEY_ID and its like, of a web identity or of a container.",
+    },
+    Key {
+        name: "s3-storage-v3.credential",
+        kind: Kind::Secret,
+        default: Some(""),
+        doc: "Secret key; best written as a variable, ${S3_SECRET_KEY}.",
+    },
+    Key {
+        name: "s3-storage-v3.use-instance-credentials",
+        kind: Kind::Flag,
+        default: Some("false"),
+        doc: "Whether the role of the machine or container gives the credentials where neither keys nor variables do.",
+    },
+    Key {
+        name: "s3-storage-v3.max-connections",
+        kind: Kind::Count { min: 1, max: 1000 },
+        default: Some("64"),
+        doc: "Requests under way at a time.",
+    },
+    Key {
+        name: "s3-storage-v3.connection-timeout",
+        kind: Kind::Duration,
+        default: Some("5s"),
+        doc: "Longest wait for a connection.",
+    },
+    Key {
+        name: "s3-storage-v3.socket-timeout",
+        kind: Kind::Duration,
+        default: Some("15s"),
+        doc: "Longest wait for an answer and for the next bytes of one; what is sent has a second more for each 256 KiB.",
+    },
+    Key {
+        name: "s3-storage-v3.multipart-limit",
+        kind: Kind::Size,
+        default: Some("32MB"),
+        doc: "Blobs of more bytes are sent in parts, several at a time.",
+    },
+    Key {
+        name: "s3-storage-v3.multipart-element-size",
+        kind: Kind::Size,
+        default: Some("16MB"),
+        doc: "Bytes of a part, from 5MiB on; four of them are in memory for each blob that is sent.",
+    },
+    Key {
+        name: "s3-storage-v3.test-connection",
+        kind: Kind::Flag,
+        default: Some("true"),
+        doc: "Whether init and mount ask the bucket whose it is, and not only the first change; a mount goes on where it cannot be asked.",
+    },
+    Key {
+        name: "azure-blob-storage.dir",
+        kind: Kind::Path,
+        default: Some("azure-blob-storage"),
+        doc: "Directory on this host: of the staging files; must be on a local file system.",
+    },
+    Key {
+        name: "azure-blob-storage.endpoint",
+        kind: Kind::Text,
+        default: Some(""),
+        doc: "Address of the account, where it is not Azure's own; it may have a path.",
+    },
+    Key {
+        name: "azure-blob-storage.use-http",
+        kind: Kind::Flag,
+        default: Some("false"),
+        doc: "Whether an endpoint without http:// or https:// is spoken to without TLS.",
+    },
+    Key {
+        name: "azure-blob-storage.account-name",
+        kind: Kind::Text,
+        default: None,
+        doc: "The storage account.",
+    },
+    Key {
+        name: "azure-blob-storage.account-key",
+        kind: Kind::Secret,
+        default: Some(""),
+        doc: "Key of the account; empty: the credentials of AZURE_STORAGE_ACCOUNT_KEY, AZURE_CLIENT_SECRET and their like.",
+    },
+    Key {
+        name: "azure-blob-storage.container-name",
+        kind: Kind::Text,
+        default: None,
+        doc: "The container, which must exist.",
+    },
+    Key {
+        name: "azure-blob-storage.path",
+        kind: Kind::Text,
+        default: Some("filestore"),
+        doc: "What the names of all objects begin with: a blob is PATH/ab/SHA1.",
+    },
+    Key {
+        name: "azure-blob-storage.use-instance-credentials",
+        kind: Kind::Flag,
+        default: Some("false"),
+        doc: "Whether the role of the machine or container gives the credentials where neither keys nor variables do.",
+    },
+    Key {
+        name: "azure-blob-storage.max-connections",
+        kind: Kind::Count { min: 1, max: 1000 },
+        default: Some("64"),
+        doc: "Requests under way at a time.",
+    },
+    Key {
+        name: "azure-blob-storage.connection-timeout",
+        kind: Kind::Duration,
+        default: Some("5s"),
+        doc: "Longest wait for a connection.",
+    },
+    Key {
+        name: "azure-blob-storage.socket-timeout",
+        kind: Kind::Duration,
+        default: Some("15s"),
+        doc: "Longest wait for an answer and for the next bytes of one; what is sent has a second more for each 256 KiB.",
+    },
+    Key {
+        name: "azure-blob-storage.multipart-limit",
+        kind: Kind::Size,
+        default: Some("32MB"),
+        doc: "Blobs of more bytes are sent in parts, several at a time.",
+    },
+    Key {
+        name: "azure-blob-storage.multipart-element-size",
+        kind: Kind::Size,
+        default: Some("16MB"),
+        doc: "Bytes of a part, from 5MiB on; four of them are in memory for each blob that is sent.",
+    },
+    Key {
+        name: "azure-blob-storage.test-connection",
+        kind: Kind::Flag,
+        default: Some("true"),
+        doc: "Whether init and mount ask the bucket whose it is, and not only the first change; a mount goes on where it cannot be asked.",
+    },
+    Key {
+        name: "google-storage.dir",
+        kind: Kind::Path,
+        default: Some("google-storage"),
+        doc: "Directory on this host: of the staging files; must be on a local file system.",
+    },
+    Key {
+        name: "google-storage.endpoint",
+        kind: Kind::Text,
+        default: Some(""),
+        doc: "Address of the server, where it is not Google's own.",
+    },
+    Key {
+        name: "google-storage.use-http",
+        kind: Kind::Flag,
+        default: Some("false"),
+        doc: "Whether an endpoint without http:// or https:// is spoken to without TLS.",
+    },
+    Key {
+        name: "google-storage.bucket-name",
+        kind: Kind::Text,
+        default: None,
+        doc: "The bucket, which must exist.",
+    },
+    Key {
+        name: "google-storage.path",
+        kind: Kind::Text,
+        default: Some("filestore"),
+        doc: "What the names of all objects begin with: a blob is PATH/ab/SHA1.",
+    },
+    Key {
+        name: "google-storage.service-account",
+        kind: Kind::Text,
+        default: Some(""),
+        doc: "File with the key of a service account; empty: the credentials of GOOGLE_APPLICATION_CREDENTIALS and its like.",
+    },
+    Key {
+        name: "google-storage.use-instance-credentials",
+        kind: Kind::Flag,
+        default: Some("false"),
+        doc: "Whether the role of the machine or container gives the credentials where neither keys nor variables do.",
+    },
+    Key {
+        name: "google-storage.max-connections",
+        kind: Kind::Count { min: 1, max: 1000 },
+        default: Some("64"),
+        doc: "Requests under way at a time.",
+    },
+    Key {
+        name: "google-storage.connection-timeout",
+        kind: Kind::Duration,
+        default: Some("5s"),
+        doc: "Longest wait for a connection.",
+    },
+    Key {
+        name: "google-storage.socket-timeout",
+        kind: Kind::Duration,
+        default: Some("15s"),
+        doc: "Longest wait for an answer and for the next bytes of one; what is sent has a second more for each 256 KiB.",
+    },
+    Key {
+        name: "google-storage.multipart-limit",
+        kind: Kind::Size,
+        default: Some("32MB"),
+        doc: "Blobs of more bytes are sent in parts, several at a time.",
+    },
+    Key {
+        name: "google-storage.multipart-element-size",
+        kind: Kind::Size,
+        default: Some("16MB"),
+        doc: "Bytes of a part, from 5MiB on; four of them are in memory for each blob that is sent.",
+    },
+    Key {
+        name: "google-storage.test-connection",
+        kind: Kind::Flag,
+        default: Some("true"),
+        doc: "Whether init and mount ask the bucket whose it is, and not only the first change; a mount goes on where it cannot be asked.",
+    },
 ];
 
 /// The settings of a repository, kept in the index.
@@ -510,7 +786,11 @@ mod tests {
             for key in table {
                 // A list has a table of its own in the file, with no other key of its section behind it.
                 let plain = key.name.replacen("[].", ".", 1);
-                assert!(plain.bytes().all(|b| b.is_ascii_lowercase() || b"-.".contains(&b)), "{}", key.name);
+                assert!(
+                    plain.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b)),
+                    "{}",
+                    key.name
+                );
                 assert_eq!(tables.iter().filter(|t| **t == key.table()).count(), 1, "{}", key.name);
                 assert!(key.doc.ends_with('.'), "{}", key.name);
                 if let Some(default) = key.default {

@@ -12,8 +12,10 @@ mod faulty;
 mod file;
 pub mod keys;
 mod nearest;
+mod object_store;
 mod quantity;
 pub mod rechain;
+mod retry;
 mod values;
 
 use std::fs::{self, File, OpenOptions};
@@ -28,7 +30,9 @@ pub use eventual::Eventual;
 pub use faulty::Faulty;
 pub use file::{assignment, render};
 pub use nearest::{nearest, suggestion};
+pub use object_store::{ObjectService, ObjectStore, Secret};
 pub use quantity::{parse_duration, parse_size};
+pub use retry::Retry;
 pub use values::{Problem, Values};
 
 /// Name of the configuration file; its presence makes a directory a depot.
@@ -308,6 +312,10 @@ impl Known<'_> {
             "eventual" => Layer::Eventual(Eventual::read(self)),
             "faulty" => Layer::Faulty(Faulty::read(self)),
             "cache-fs" => Layer::CacheFs(CacheFs::read(self)),
+            "retry" => Layer::Retry(Retry::read(self)),
+            "s3-storage-v3" | "azure-blob-storage" | "google-storage" => {
+                Layer::ObjectStore(ObjectStore::read(self, provider))
+            }
             _ => {
                 let (blob_uid, blob_gid) =
                     keys::parse_owner(self.get("file-system.blob-owner")).unwrap_or_default();

@@ -1,7 +1,8 @@
 //! From the chain that is configured to the chain that is opened.
 
-use crate::config::{self, Config};
+use crate::config::{self, Config, ObjectService, Secret};
 use crate::filestore;
+use crate::filestore::object_store::{Options, Service};
 use crate::filestore::sharding::Write;
 
 use super::rooms::refuse_network;
@@ -32,6 +33,12 @@ pub(super) fn layer(layer: &config::Layer) -> anyhow::Result<filestore::Layer> {
             remote: layer.remote,
         },
         config::Layer::CacheFs(layer) => cache_fs(layer)?,
+        config::Layer::ObjectStore(leaf) => filestore::Layer::ObjectStore(Box::new(object_store(leaf))),
+        config::Layer::Retry(layer) => filestore::Layer::Retry(filestore::retry::Options {
+            max_trys: layer.max_trys,
+            interval: layer.interval,
+            read_deadline: layer.read_deadline,
+        }),
     })
 }
 
@@ -86,6 +93,36 @@ fn cache_fs(layer: &config::CacheFs) -> anyhow::Result<filestore::Layer> {
             handed_over: false,
         },
     })
+}
+
+fn object_store(leaf: &config::ObjectStore) -> Options {
+    let given = |secret: &Secret| (!secret.reveal().is_empty()).then(|| secret.clone());
+    Options {
+        service: match &leaf.service {
+            ObjectService::S3 { region, identity, credential, path_style } => Service::S3 {
+                region: region.clone(),
+                credentials: given(credential).map(|credential| (identity.clone(), credential)),
+                path_style: *path_style,
+            },
+            ObjectService::Azure { account, key } => {
+                Service::Azure { account: account.clone(), key: given(key) }
+            }
+            ObjectService::Google { service_account } => {
+                Service::Google { service_account: service_account.clone() }
+            }
+        },
+        dir: leaf.dir.clone(),
+        endpoint: leaf.endpoint.clone(),
+        bucket: leaf.bucket.clone(),
+        path: leaf.path.clone(),
+        instance_credentials: leaf.use_instance_credentials,
+        max_connections: leaf.max_connections as usize,
+        connection_timeout: leaf.connection_timeout,
+        socket_timeout: leaf.socket_timeout,
+        multipart_limit: leaf.multipart_limit,
+        multipart_element_size: leaf.multipart_element_size,
+        test_connection: leaf.test_connection,
+    }
 }
 
 fn filestore_options(leaf: &config::FileSystem) -> filestore::Options {

@@ -10,7 +10,7 @@ use nix::fcntl::OFlag;
 
 use super::error::Result;
 use super::volume::Volume;
-use crate::checksum::{self, Digest, Published, ReadAt};
+use crate::checksum::{self, Digest, Hasher, Published, ReadAt};
 use crate::failpoint;
 use crate::sys::file;
 
@@ -133,10 +133,22 @@ impl Blob {
         length: u64,
         mut each: impl FnMut(&[u8], u64) -> io::Result<()>,
     ) -> io::Result<()> {
-        let mut buffer = vec![0; length.min(COPY_BYTES) as usize];
+        let most = match self {
+            Blob::Remote(remote) if length > 0 && offset + length == remote.size() => {
+                let mut at = offset;
+                return remote.stream(offset, &mut |piece| {
+                    each(piece, at)?;
+                    at += piece.len() as u64;
+                    Ok(())
+                });
+            }
+            Blob::Remote(_) => STREAM_BYTES_MAX,
+            Blob::Local(_) => COPY_BYTES,
+        };
+        let mut buffer = vec![0; length.min(most) as usize];
         let mut done = 0;
         while done < length {
-            let part = (length - done).min(COPY_BYTES) as usize;
+            let part = (length - done).min(most) as usize;
             let read = self.read_at(&mut buffer[..part], offset + done)?;
             if read == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
@@ -149,7 +161,17 @@ impl Blob {
 
     /// SHA-1 and BLAKE3 of its bytes; `None` when `go_on` said false on the way.
     pub fn digest(&self, go_on: impl Fn() -> bool) -> io::Result<Option<Digest>> {
-        checksum::digest(self, go_on)
+        let Blob::Remote(remote) = self else { return checksum::digest(self, go_on) };
+        let (mut hasher, mut wanted) = (Hasher::default(), true);
+        let read = remote.stream(0, &mut |piece| {
+            wanted = go_on();
+            hasher.update(piece);
+            if wanted { Ok(()) } else { Err(io::Error::other("nobody wants it any more")) }
+        });
+        match wanted {
+            true => read.map(|()| Some(hasher.finish())),
+            false => Ok(None),
+        }
     }
 
     /// SHA-256 and MD5 of its bytes; `None` when `go_on` said false on the way.
@@ -165,7 +187,14 @@ impl Blob {
     /// BLAKE3 alone, which is several times faster than both.
     pub fn blake3(&self) -> io::Result<[u8; 32]> {
         let mut hasher = blake3::Hasher::new();
-        let mut buffer = vec![0; 256 * 1024];
+        if let Blob::Remote(remote) = self {
+            remote.stream(0, &mut |piece| {
+                hasher.update(piece);
+                Ok(())
+            })?;
+            return Ok(*hasher.finalize().as_bytes());
+        }
+        let mut buffer = vec![0; COPY_BYTES as usize];
         let mut offset = 0;
         loop {
             match self.read_at(&mut buffer, offset)? {

@@ -11,7 +11,9 @@ use super::eventual::{self, Eventual};
 use super::faulty::Faulty;
 use super::file_system::{FileSystem, Options};
 use super::full_db::FullDb;
+use super::object_store::{self, ObjectStore};
 use super::provider::Provider;
+use super::retry::{self, Retry};
 use super::sharding::{self, Choice, Shard, Sharding, Write};
 use super::volume::Volume;
 
@@ -72,6 +74,10 @@ pub enum Layer {
         /// Whether no blob is a local file.
         remote: bool,
     },
+    /// Keeps blobs as objects of a bucket.
+    ObjectStore(Box<object_store::Options>),
+    /// Does again what failed for a reason that passes.
+    Retry(retry::Options),
 }
 
 /// One shard, as it is configured.
@@ -92,6 +98,8 @@ pub struct Parts {
     pub cache: Option<Arc<CacheFs>>,
     /// The queue.
     pub queue: Option<Arc<Eventual>>,
+    /// The bucket.
+    pub objects: Option<Arc<ObjectStore>>,
 }
 
 /// Opens a chain, outermost first; the last one keeps the blobs. What belongs to another depot is refused.
@@ -133,7 +141,8 @@ impl Layer {
                 Sharding::create(dir, depot_id)
             }
             Layer::Eventual { dir, .. } => Eventual::create(dir, depot_id),
-            Layer::Faulty { .. } => Ok(()),
+            Layer::ObjectStore(options) => ObjectStore::create(options, depot_id),
+            Layer::Retry(_) | Layer::Faulty { .. } => Ok(()),
         }
     }
 
@@ -178,6 +187,12 @@ impl Layer {
             Layer::Faulty { control, seed, remote } => {
                 Arc::new(Faulty::over(below.ok_or(Error::NoProvider)?, control.clone(), *seed, *remote))
             }
+            Layer::ObjectStore(options) => {
+                let objects = Arc::new(ObjectStore::open(options, depot_id)?);
+                parts.objects = Some(Arc::clone(&objects));
+                objects
+            }
+            Layer::Retry(options) => Arc::new(Retry::over(below.ok_or(Error::NoProvider)?, *options)),
         })
     }
 
@@ -197,6 +212,8 @@ impl Layer {
                 shards.iter().try_for_each(|shard| Volume::examine(&shard.dir, depot_id))
             }
             Layer::Faulty { .. } => Ok(()),
+            Layer::ObjectStore(options) => Volume::examine(&options.dir, depot_id),
+            Layer::Retry(_) => Ok(()),
         }
     }
 }

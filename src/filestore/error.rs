@@ -105,6 +105,18 @@ pub enum Error {
         /// What the others failed by.
         why: String,
     },
+    /// A server far away did not do what it was asked.
+    #[error("cannot {doing} {what}")]
+    Backend {
+        /// What was attempted.
+        doing: &'static str,
+        /// On what, with the server's place: `s3://bucket/path/...`.
+        what: String,
+        /// Whether the same can succeed a moment later: no connection, no answer in time, a server that is overloaded.
+        transient: bool,
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// A chain of nothing keeps no blobs.
     #[error("the chain has no provider: name one that keeps the blobs")]
     NoProvider,
@@ -126,11 +138,52 @@ impl Error {
         }
     }
 
+    /// Whether the same call can succeed a moment later, though nobody does anything about it.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Error::Backend { transient, .. } => *transient,
+            Error::Io { source, .. } => is_transient(source),
+            _ => false,
+        }
+    }
+
+    /// The same as it is told to a reader, who is given errors of the system: of a kind that [`is_transient`] knows.
+    pub(super) fn into_io(self) -> io::Error {
+        let kind = match &self {
+            Error::Missing(_) => io::ErrorKind::NotFound,
+            Error::Backend { transient: true, .. } => io::ErrorKind::NotConnected,
+            Error::Altered(_) | Error::WrongSize { .. } => io::ErrorKind::InvalidData,
+            Error::Io { source, .. } => source.kind(),
+            _ => io::ErrorKind::Other,
+        };
+        io::Error::new(kind, self)
+    }
+
     /// Whether room (space, inodes or quota) was lacking, so that the same call can succeed once there is some.
     pub fn is_full(&self) -> bool {
         use io::ErrorKind::{QuotaExceeded, StorageFull};
         matches!(self, Error::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
     }
+}
+
+/// Whether an error is one of a connection or of a time that has run out, as [`Error::is_transient`].
+pub(super) fn is_transient(error: &io::Error) -> bool {
+    use io::ErrorKind::{
+        BrokenPipe, ConnectionAborted, ConnectionRefused, ConnectionReset, HostUnreachable, NetworkDown,
+        NetworkUnreachable, NotConnected, TimedOut,
+    };
+    matches!(
+        error.kind(),
+        BrokenPipe
+            | ConnectionAborted
+            | ConnectionRefused
+            | ConnectionReset
+            | HostUnreachable
+            | NetworkDown
+            | NetworkUnreachable
+            | NotConnected
+            | TimedOut
+    )
 }
 
 /// Gives a failed system call its words.

@@ -18,7 +18,9 @@ mod full_db;
 mod latch;
 #[cfg(test)]
 mod laws;
+pub mod object_store;
 mod provider;
+pub mod retry;
 pub mod sharding;
 mod staging;
 mod volume;
@@ -201,6 +203,12 @@ impl Filestore {
     /// As `open_blob`, for work that nobody waits for: the cache is not filled by it.
     pub fn open_blob_uncached(&self, sum: &Checksum, size: u64) -> Result<Blob> {
         sized(sum, size, self.open_stored(sum, Some(size))?)
+    }
+
+    /// Puts back a blob that was lost or spoilt in the bucket, from an earlier version there; `None`: there is no bucket.
+    pub fn bring_back(&self, sum: &Checksum, size: u64) -> Result<Option<bool>> {
+        let _latch = self.latches.take(*sum);
+        self.parts.objects.as_ref().map(|objects| objects.bring_back(sum, size)).transpose()
     }
 
     /// Makes an empty staging file that did not exist.

@@ -114,6 +114,7 @@ fn store_errno(error: &filestore::Error) -> Errno {
         | filestore::Error::Away { .. }
         | filestore::Error::TooFewCopies { .. }
         | filestore::Error::NotLocal(_)
+        | filestore::Error::Backend { .. }
         | filestore::Error::NoProvider
         | filestore::Error::NoHardLinks { .. } => Errno::EIO,
     }

@@ -100,6 +100,22 @@ impl Report {
     }
 }
 
+/// Puts back missing and cut blobs from the earlier versions that their bucket keeps; `false`: they are in no bucket.
+pub fn from_versions(store: &Filestore, report: &mut Report) -> Result<bool, Error> {
+    for finding in &mut report.findings {
+        let (Problem::Missing { sum, size, .. } | Problem::WrongSize { sum, size, .. }) = &finding.problem
+        else {
+            continue;
+        };
+        match store.bring_back(sum, *size)? {
+            None => return Ok(false),
+            Some(true) => finding.repaired = Some("put back from an earlier version in the bucket".into()),
+            Some(false) => {}
+        }
+    }
+    Ok(true)
+}
+
 /// Blobs read from the index at a time.
 const PAGE: usize = 1000;
 /// Paths named with a bad blob.

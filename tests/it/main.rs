@@ -43,6 +43,7 @@ mod locks;
 mod mappings;
 mod model;
 mod namespace;
+mod objects;
 #[cfg(debug_assertions)]
 mod outage;
 mod powercut;

@@ -4,7 +4,7 @@ use std::fs;
 
 use crate::harness::{Tree, sh};
 
-modes!(every_chain:
+modes!(everywhere:
     git_clones_checks_and_repacks, tar_round_trip, sqlite_with_a_write_ahead_log, a_c_project, rsync_in_every_manner,
     cp_keeps_everything, linked_copies, flock_excludes, find_and_du, editors_and_stream_tools, archives_and_sums,
 );

@@ -133,6 +133,11 @@ fn only_the_index_speaks_sql() {
 }
 
 #[test]
+fn only_the_object_stores_know_a_runtime() {
+    only(&["src/filestore/object_store/"], &["tokio"]);
+}
+
+#[test]
 fn only_sys_is_unsafe() {
     only(&["src/sys/"], &["unsafe"]);
 }

@@ -2,10 +2,11 @@
 
 use super::{dies, survives};
 use crate::eventual::{faults, queued, sealed, stored};
-use crate::harness::{Depot, Driver, Mode, Steered, eventually, guarded, scratch};
+use crate::harness::{Depot, Driver, Mode, Server, Speaks, Steered, eventually, guarded, scratch};
 
 pub const DATABASE: &[&str] = &["db.put", "db.committed"];
 pub const SHARDS: &[&str] = &["shards.put", "shards.mended"];
+pub const OBJECTS: &[&str] = &["objects.parts", "objects.put"];
 pub const CACHE_WRITTEN: &[&str] = &["cache.put", "cache.linked"];
 pub const CACHE_READ: &[&str] = &["cache.open", "cache.begun", "cache.fetch", "cache.force", "cache.named"];
 pub const CACHE_LENT: &[&str] = &["cache.lent"];
@@ -267,4 +268,29 @@ fn alter_an_entry(depot: &Steered, path: &std::path::Path) {
     depot.set("eventual.aside=kill");
     faults(&depot.depot, "");
     depot.flush();
+}
+
+/// A daemon that dies while it sends leaves objects that nobody misses or parts that are none, and the file is sent again.
+#[test]
+fn dies_putting_into_a_bucket() {
+    guarded(|| {
+        let server = Server::start(Speaks::S3);
+        let settings = ["s3-storage-v3.multipart-limit=6MB", "s3-storage-v3.multipart-element-size=6MB"];
+        let depot = Steered::over(Depot::in_bucket(&server, server.port(), &settings), "");
+        let logs = scratch();
+        for (number, point) in OBJECTS.iter().enumerate() {
+            depot.mount();
+            let before = depot.depot.blobs().len();
+            let mut driver = Driver::new(&depot.depot.path("repo"), number, logs.path());
+            depot.set("seal.leased=hold");
+            let bytes = if *point == "objects.parts" { 13_000_000 } else { 5_000 };
+            driver.file("file", &driver.noise(number as u64 + 1, bytes)).unwrap();
+            depot.set(&format!("{point}=kill"));
+            depot.flush();
+            dies(&depot, point);
+            let after = depot.depot.blobs().len() - before;
+            assert_eq!(after, usize::from(*point == "objects.put"), "{point}");
+            survives(&depot, &mut driver, point);
+        }
+    });
 }

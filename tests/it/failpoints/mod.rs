@@ -51,6 +51,7 @@ const ELSEWHERE: &[&[&str]] = &[
     layers::CACHE_LENT,
     layers::CACHE_DROPPED,
     layers::QUEUE,
+    layers::OBJECTS,
 ];
 
 #[test]

@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
@@ -14,6 +15,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::run::{Mode, as_user};
+use super::servers::{S3_KEYS, Server, Speaks};
 use super::shell::{Ran, command, eventually, run_command, scratch};
 
 /// Uid and gid of the ordinary user of the suite.
@@ -31,6 +33,12 @@ pub fn sha1(bytes: &[u8]) -> String {
     sha1::Sha1::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
 
+/// The S3 server of all tests that do nothing to it.
+fn server() -> &'static Server {
+    static SERVER: OnceLock<Server> = OnceLock::new();
+    SERVER.get_or_init(|| Server::start(Speaks::S3))
+}
+
 /// A depot in a scratch directory, mounted or not.
 pub struct Depot {
     pub mode: Mode,
@@ -40,12 +48,17 @@ pub struct Depot {
     pub environment: Vec<(String, String)>,
     program: PathBuf,
     scratch: Option<TempDir>,
+    /// Where the objects of its bucket are files.
+    objects: Option<PathBuf>,
 }
 
 impl Depot {
     /// An initialised depot that belongs to whoever mounts it in `mode`.
     #[track_caller]
     pub fn new(mode: Mode) -> Depot {
+        if mode == Mode::Objects {
+            return Depot::in_bucket(server(), server().port(), &[]);
+        }
         Depot::with(mode, &[])
     }
 
@@ -71,6 +84,25 @@ impl Depot {
         };
         let mut args = vec!["init", depot.dir_str()];
         chosen.iter().chain(settings).for_each(|setting| args.extend(["--set", *setting]));
+        depot.cli(&args).ok();
+        depot
+    }
+
+    /// A depot in a fresh bucket of an S3 server, which is reached by this port; with further settings.
+    #[track_caller]
+    pub fn in_bucket(server: &Server, port: u16, settings: &[&str]) -> Depot {
+        let mut depot = Depot::uninitialised(Mode::Objects);
+        let bucket = server.bucket();
+        depot.objects = Some(server.directory(&bucket).join("filestore"));
+        depot.environment.push(("S3_SECRET".into(), S3_KEYS.1.into()));
+        let address = format!("s3-storage-v3.endpoint={}", server.address_by(port));
+        let named = format!("s3-storage-v3.bucket-name={bucket}");
+        let identity = format!("s3-storage-v3.identity={}", S3_KEYS.0);
+        let (chain, credential) = ("chain=retry,s3-storage-v3", "s3-storage-v3.credential=${S3_SECRET}");
+        let own = [chain, "retry.interval=100ms", credential, &address, &named, &identity];
+        let settings = [&own[..], settings].concat();
+        let mut args = vec!["init", depot.dir_str()];
+        settings.iter().for_each(|setting| args.extend(["--set", *setting]));
         depot.cli(&args).ok();
         depot
     }
@@ -104,7 +136,15 @@ impl Depot {
                 std::os::unix::fs::chown(dir, Some(NOBODY), Some(NOBODY)).unwrap();
             }
         }
-        Depot { mode, dir, mountpoint, environment: Vec::new(), program, scratch: Some(scratch) }
+        Depot {
+            mode,
+            dir,
+            mountpoint,
+            environment: Vec::new(),
+            program,
+            scratch: Some(scratch),
+            objects: None,
+        }
     }
 
     /// The directory that holds depot and mountpoint; gone with the depot.
@@ -224,9 +264,21 @@ impl Depot {
             Mode::Database | Mode::CachedRows => &["full-db"],
             Mode::Sharded => &["shard0", "shard1", "shard2"],
             Mode::Queued => &["eventual", "filestore"],
+            Mode::Objects => &["s3-storage-v3"],
             _ => &["filestore"],
         };
         names.iter().map(|name| self.dir.join(name)).collect()
+    }
+
+    /// Where the objects of the depot's bucket are files.
+    #[track_caller]
+    pub fn objects_dir(&self) -> &Path {
+        self.objects.as_ref().expect("a depot in a bucket")
+    }
+
+    /// Where blobs are files.
+    fn places(&self) -> Vec<PathBuf> {
+        self.objects.as_ref().map_or_else(|| self.stores(), |objects| vec![objects.clone()])
     }
 
     /// Checksums and bytes of the blobs in the database.
@@ -252,7 +304,7 @@ impl Depot {
         if self.mode.is_database() {
             return self.store().join("blobs.db");
         }
-        let paths = self.stores().into_iter().map(|store| store.join(&sum[..2]).join(sum));
+        let paths = self.places().into_iter().map(|store| store.join(&sum[..2]).join(sum));
         let paths: Vec<PathBuf> = paths.collect();
         paths.iter().find(|path| path.exists()).unwrap_or(&paths[0]).clone()
     }
@@ -264,7 +316,7 @@ impl Depot {
         }
         let list =
             |dir: &Path| fs::read_dir(dir).map(|d| d.flatten().collect::<Vec<_>>()).unwrap_or_default();
-        let stores = self.stores();
+        let stores = self.places();
         let folders = stores.iter().flat_map(|store| list(store)).filter(|f| f.file_name().len() == 2);
         let mut names: Vec<String> = folders
             .flat_map(|f| list(&f.path()))
@@ -286,7 +338,9 @@ impl Depot {
         for sum in self.blobs() {
             let path = self.blob(&sum);
             let meta = fs::metadata(&path).unwrap();
-            assert_eq!(meta.permissions().mode() & 0o7777, 0o400, "mode of blob {sum}");
+            if self.objects.is_none() {
+                assert_eq!(meta.permissions().mode() & 0o7777, 0o400, "mode of blob {sum}");
+            }
             if meta.len() < VERIFIED_BYTES_MAX {
                 assert_eq!(sha1(&fs::read(&path).unwrap()), sum, "the bytes of a blob");
             }

@@ -3,7 +3,11 @@
 mod depot;
 #[cfg(debug_assertions)]
 mod driver;
+#[allow(dead_code)]
+mod proxy;
 mod run;
+#[allow(dead_code)]
+mod servers;
 mod shell;
 #[cfg(debug_assertions)]
 mod steering;
@@ -11,7 +15,9 @@ mod steering;
 pub use depot::{Depot, EMPTY, is_mountpoint, sha1};
 #[cfg(debug_assertions)]
 pub use driver::{Died, Driver};
+pub use proxy::Proxy;
 pub use run::{Mode, Tree, as_user, guarded, guarded_for, on_depot, run, run_within, scratch_for};
+pub use servers::{S3_KEYS, Server, Speaks};
 pub use shell::{Fails, Ran, command, eventually, run_command, scratch, sh, sh_fails, tool};
 #[cfg(debug_assertions)]
 pub use steering::Steered;
@@ -24,6 +30,9 @@ macro_rules! modes {
     (all: $($test:ident),+ $(,)?) => { modes!(@ [plain plain_user passthrough cached user] $($test)+); };
     (every_chain: $($test:ident),+ $(,)?) => {
         modes!(@ [plain plain_user passthrough cached user database sharded cached_rows queued] $($test)+);
+    };
+    (everywhere: $($test:ident),+ $(,)?) => {
+        modes!(@ [plain plain_user passthrough cached user database sharded objects] $($test)+);
     };
     (root: $($test:ident),+ $(,)?) => { modes!(@ [plain passthrough cached] $($test)+); };
     (mounted: $($test:ident),+ $(,)?) => { modes!(@ [passthrough cached user] $($test)+); };

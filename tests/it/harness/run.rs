@@ -34,6 +34,8 @@ pub enum Mode {
     CachedRows,
     /// The same of a depot that stores blobs later, in a directory that is served as from far away.
     Queued,
+    /// The same of a depot that keeps blobs in a bucket of an S3 server.
+    Objects,
     /// A mount that an ordinary user makes through fusermount3, and works in.
     User,
 }
@@ -50,6 +52,7 @@ impl Mode {
             "sharded" => Mode::Sharded,
             "cached_rows" => Mode::CachedRows,
             "queued" => Mode::Queued,
+            "objects" => Mode::Objects,
             "user" => Mode::User,
             _ => panic!("no mode {name}"),
         }
