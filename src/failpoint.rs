@@ -69,6 +69,7 @@ pub const NAMES: &[&str] = &[
     "detach.forced",
     // Copies.
     "shards.put",
+    "shards.prepared",
     "shards.mended",
     "db.put",
     "db.committed",

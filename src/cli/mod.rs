@@ -3,6 +3,7 @@
 //! Results go to standard output, everything else to standard error. Errors say what was attempted, on what, why it failed
 //! and what to do; the exit code tells scripts which kind it was.
 
+mod balance;
 mod blob;
 mod check;
 mod config;
@@ -17,6 +18,7 @@ mod log;
 mod metrics;
 mod mount;
 mod mount_helper;
+mod reload;
 mod repo;
 mod status;
 mod umount;
@@ -65,6 +67,8 @@ enum Command {
     Config(config::Args),
     Blob(blob::Args),
     Check(check::Args),
+    Balance(balance::Args),
+    Reload(reload::Args),
     Log(log::Args),
 }
 
@@ -84,6 +88,8 @@ impl Command {
             Command::Config(args) => config::run(&args, out),
             Command::Blob(args) => blob::run(args, out),
             Command::Check(args) => check::run(&args, out),
+            Command::Balance(args) => balance::run(&args, out),
+            Command::Reload(args) => reload::run(&args, out),
             Command::Log(args) => log::run(&args),
         }
     }

@@ -14,16 +14,30 @@ pub struct Template {
     pub name: &'static str,
     /// Its providers, outermost first; each is also the name of the section with its keys.
     pub chain: &'static [&'static str],
+    /// What stands behind depot.toml and before the defaults of the keys. The tables of a list are taken if depot.toml has
+    /// none of it.
+    pub defaults: &'static [(&'static str, &'static str)],
 }
 
 /// Every template.
 pub const TEMPLATES: &[Template] = &[
-    Template { name: "file-system", chain: &["file-system"] },
-    Template { name: "full-db-direct", chain: &["full-db"] },
+    Template { name: "file-system", chain: &["file-system"], defaults: &[] },
+    Template { name: "full-db-direct", chain: &["full-db"], defaults: &[] },
+    Template { name: "double-shards", chain: SHARDS, defaults: &[FIRST_SHARD, SECOND_SHARD] },
+    Template {
+        name: "redundant-shards",
+        chain: SHARDS,
+        defaults: &[("sharding.redundancy", "2"), FIRST_SHARD, SECOND_SHARD],
+    },
 ];
 
 /// Their names.
-pub const NAMES: &[&str] = &["file-system", "full-db-direct"];
+pub const NAMES: &[&str] = &["file-system", "full-db-direct", "double-shards", "redundant-shards"];
+
+/// The chain of the templates with shards.
+const SHARDS: &[&str] = &["sharding"];
+const FIRST_SHARD: (&str, &str) = ("sharding.shard[0].dir", "shard-1");
+const SECOND_SHARD: (&str, &str) = ("sharding.shard[1].dir", "shard-2");
 
 /// The template of a depot.toml that says nothing, and its only provider.
 pub(super) const DEFAULT: &str = "file-system";
@@ -101,6 +115,8 @@ pub struct Sharding {
     pub zone: String,
     /// Shortest time before a shard that failed is tried again.
     pub check_period: Duration,
+    /// Longest time that a balance takes.
+    pub max_balancing_run_time: Duration,
     /// The shards.
     pub shards: Vec<Shard>,
 }
@@ -198,6 +214,28 @@ impl Chosen {
         }
         let providers = parse(PROVIDERS, chain).map_err(|why| problem(format!("chain: {why}")))?;
         Ok(Chosen { template: None, providers })
+    }
+
+    /// The default that the template has for a key, before that of the key.
+    pub fn default(&self, key: &str) -> Option<&'static str> {
+        let template = TEMPLATES.iter().find(|template| Some(template.name) == self.template)?;
+        template.defaults.iter().find(|(name, _)| *name == key).map(|(_, value)| *value)
+    }
+
+    /// `values` with the defaults of the template behind them.
+    pub fn with_defaults(&self, values: &Values) -> Values {
+        let mut all = values.clone();
+        let template = TEMPLATES.iter().find(|template| Some(template.name) == self.template);
+        for (key, value) in template.map_or(&[][..], |template| template.defaults) {
+            let stands_back = match key.split_once('[') {
+                Some((list, _)) => !values.tables(list).is_empty(),
+                None => values.contains_key(key),
+            };
+            if !stands_back {
+                all.insert(*key, (*value).to_owned());
+            }
+        }
+        all
     }
 
     /// Whether keys of this section mean something: a provider's do if the chain has it.
@@ -303,6 +341,11 @@ mod tests {
         assert_eq!(TEMPLATES.iter().map(|template| template.name).collect::<Vec<_>>(), NAMES);
         for template in TEMPLATES {
             assert_eq!(parse(PROVIDERS, &template.chain.join(",")).unwrap(), template.chain);
+            for (key, value) in template.defaults {
+                let row = super::super::keys::find(DEPOT, key).unwrap();
+                assert_eq!(row.kind.check(value), Ok(()), "{key}");
+                assert!(template.chain.contains(&row.section()), "{key}");
+            }
         }
         for provider in PROVIDERS {
             assert!(DEPOT.iter().any(|key| key.section() == provider.name), "{}", provider.name);
@@ -353,6 +396,21 @@ mod tests {
         assert_eq!(of(&[("chain", "full-db")]), Ok(Chosen { template: None, providers: vec!["full-db"] }));
         let both = of(&[("chain", "full-db"), ("template", "full-db-direct")]).unwrap_err();
         assert!(both.key == "chain" && both.text.contains("both set"), "{both}");
+    }
+
+    #[test]
+    fn a_template_has_defaults_that_stand_behind_depot_toml() {
+        let of = |values: &[(&str, &str)]| {
+            let mut all = Values::from([("template", "redundant-shards".to_owned())]);
+            values.iter().for_each(|(key, value)| all.insert(*key, (*value).to_owned()));
+            Chosen::of(&all).unwrap().with_defaults(&all)
+        };
+        let (redundancy, second) = ("sharding.redundancy", "sharding.shard[1].dir");
+        let plain = of(&[]);
+        assert_eq!((plain.get(redundancy), plain.get(second)), (Some("2"), Some("shard-2")));
+        assert_eq!(of(&[(redundancy, "1")]).get(redundancy), Some("1"));
+        let own = of(&[("sharding.shard[0].dir", "/mnt/a")]);
+        assert_eq!((own.get("sharding.shard[0].dir"), own.get(second)), (Some("/mnt/a"), None));
     }
 
     proptest! {

@@ -11,10 +11,12 @@ mod nearest;
 mod quantity;
 mod values;
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 pub use chain::{Chosen, FileSystem, FullDb, Layer, Shard, Sharding};
 pub use effective::{Entry, Origin, effective};
@@ -122,6 +124,8 @@ pub struct Config {
     pub log: Log,
     /// The providers that keep the blobs, outermost first.
     pub chain: Vec<Layer>,
+    /// Every key that means something with that chain and its value, in whose place a secret has a digest: for comparing.
+    pub settings: BTreeMap<String, String>,
 }
 
 /// The text of the depot.toml of `depot`.
@@ -215,6 +219,7 @@ impl Config {
             problems.extend(chosen.unused(&values));
         }
         let chosen = chosen.unwrap_or_default();
+        let values = chosen.with_defaults(&values);
         problems.extend(file::missing(keys::DEPOT, &chosen, &values));
         problems.retain(|problem| !told(&problem.key));
         let known = Known { depot, values: &values };
@@ -231,6 +236,7 @@ impl Config {
                 to: if known.get("log.to") == "syslog" { LogTo::Syslog } else { LogTo::File },
             },
             chain: chosen.providers.iter().map(|provider| known.layer(provider)).collect(),
+            settings: effective::settings(keys::DEPOT, &chosen, &values),
         };
         for layer in &config.chain {
             if let Layer::Sharding(layer) = layer {
@@ -254,6 +260,15 @@ impl Config {
             ));
         }
         Ok(())
+    }
+
+    /// How long a balance may take.
+    pub fn balancing_longest(&self) -> Duration {
+        let of = |layer: &Layer| match layer {
+            Layer::Sharding(layer) => Some(layer.max_balancing_run_time),
+            _ => None,
+        };
+        self.chain.iter().find_map(of).unwrap_or_default()
     }
 
     fn chain_in_words(&self) -> String {
@@ -318,6 +333,8 @@ impl Known<'_> {
             reads_zone: self.get("sharding.read-behavior") == "zone",
             zone: self.get("sharding.zone").to_owned(),
             check_period: parse_duration(self.get("sharding.check-period")).unwrap_or_default(),
+            max_balancing_run_time: parse_duration(self.get("sharding.max-balancing-run-time"))
+                .unwrap_or_default(),
             shards: self.values.tables("sharding.shard").into_iter().map(shard).collect(),
         }
     }

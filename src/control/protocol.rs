@@ -29,6 +29,10 @@ pub enum Request {
         /// Answer when done, not when begun.
         wait: bool,
     },
+    /// Put every blob where the shards' configuration wants it.
+    Balance,
+    /// Read depot.toml again.
+    Reload,
     /// Names of the repositories with their settings.
     RepoList,
     /// Settings of one repository.
@@ -275,6 +279,8 @@ mod tests {
             Request::Status,
             Request::Metrics,
             Request::Flush { wait: true },
+            Request::Balance,
+            Request::Reload,
             Request::RepoList,
             Request::RepoShow { repository: repository() },
             Request::RepoSet {

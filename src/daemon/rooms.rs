@@ -140,7 +140,7 @@ fn subdir(index: &Index, path: &str) -> anyhow::Result<Ino> {
     }
 }
 
-fn depot_id(config: &Config) -> anyhow::Result<[u8; 16]> {
+pub(super) fn depot_id(config: &Config) -> anyhow::Result<[u8; 16]> {
     unhex(&config.id).with_context(|| format!("\"{}\" is no depot id", config.id))
 }
 

@@ -1,6 +1,6 @@
 //! Chains of providers: made and opened from the inside out.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -64,10 +64,19 @@ pub struct ShardOptions {
 /// The caller holds the depot's lock: what a crash left half done is cleared away here.
 pub fn open(chain: &[Layer], depot_id: [u8; 16]) -> Result<Filestore> {
     let mut outermost: Option<Arc<dyn Provider>> = None;
+    let mut parts = Parts::default();
     for layer in chain.iter().rev() {
-        outermost = Some(layer.open(depot_id, outermost.take())?);
+        outermost = Some(layer.open(depot_id, outermost.take(), &mut parts)?);
     }
-    outermost.map(Filestore::over).ok_or(Error::NoProvider)
+    let provider = outermost.ok_or(Error::NoProvider)?;
+    Ok(Filestore { parts, ..Filestore::over(provider) })
+}
+
+/// The layers of a chain that offer more than the trait, for [`Filestore`] to call.
+#[derive(Debug, Default)]
+pub(super) struct Parts {
+    /// Where blobs are spread over shards.
+    pub(super) sharding: Option<Arc<Sharding>>,
 }
 
 impl Layer {
@@ -86,27 +95,43 @@ impl Layer {
     }
 
     /// Opens what `create` made over what stands below it in the chain; another depot's is refused.
-    fn open(&self, depot_id: [u8; 16], _below: Option<Arc<dyn Provider>>) -> Result<Arc<dyn Provider>> {
+    fn open(
+        &self,
+        depot_id: [u8; 16],
+        _below: Option<Arc<dyn Provider>>,
+        parts: &mut Parts,
+    ) -> Result<Arc<dyn Provider>> {
         Ok(match self {
             Layer::FileSystem { dir, options } => Arc::new(FileSystem::open(dir, depot_id, options)?),
             Layer::FullDb { dir } => Arc::new(FullDb::open(dir, depot_id)?),
-            Layer::Sharding {
-                dir,
-                shards,
-                redundancy,
-                lenient_limit,
-                write,
-                read_zone,
-                write_zone,
-                check_period,
-            } => {
-                let shards = shards.iter().map(|shard| shard.build(depot_id, *check_period)).collect();
-                let choice = Choice::new(*write, read_zone.clone(), write_zone.clone());
-                let options =
-                    sharding::Options { redundancy: *redundancy, lenient_limit: *lenient_limit, choice };
-                Arc::new(Sharding::open(dir, depot_id, shards, options)?)
+            Layer::Sharding { dir, .. } => {
+                let (shards, options) = self.shards(depot_id);
+                let sharding = Arc::new(Sharding::open(dir, depot_id, shards, options)?);
+                parts.sharding = Some(Arc::clone(&sharding));
+                sharding
             }
         })
+    }
+
+    /// The shards of a sharding, unopened, and what is to be done with them; none of any other layer.
+    fn shards(&self, depot_id: [u8; 16]) -> (Vec<Shard>, sharding::Options) {
+        let Layer::Sharding {
+            shards,
+            redundancy,
+            lenient_limit,
+            write,
+            read_zone,
+            write_zone,
+            check_period,
+            ..
+        } = self
+        else {
+            let choice = Choice::new(Write::RoundRobin, None, None);
+            return (Vec::new(), sharding::Options { redundancy: 1, lenient_limit: 0, choice });
+        };
+        let shards = shards.iter().map(|shard| shard.build(depot_id, *check_period)).collect();
+        let choice = Choice::new(*write, read_zone.clone(), write_zone.clone());
+        (shards, sharding::Options { redundancy: *redundancy, lenient_limit: *lenient_limit, choice })
     }
 
     /// Refuses a directory that is not there or is not this depot's. Changes nothing, so it may be in use.
@@ -121,14 +146,45 @@ impl Layer {
     }
 }
 
+impl Parts {
+    /// Hands each layer its new options, as far as it can have others while it works; what could not be done, and why.
+    pub(super) fn change(
+        &self,
+        chain: &[Layer],
+        depot_id: [u8; 16],
+        wanted: &sharding::Wanted<'_>,
+    ) -> Result<Vec<String>> {
+        let mut refused = Vec::new();
+        for layer in chain {
+            match (layer, &self.sharding) {
+                (Layer::Sharding { .. }, Some(sharding)) => {
+                    let (shards, options) = layer.shards(depot_id);
+                    refused.extend(sharding.change(shards, options, wanted)?);
+                }
+                (Layer::Sharding { .. } | Layer::FileSystem { .. } | Layer::FullDb { .. }, _) => {}
+            }
+        }
+        Ok(refused)
+    }
+}
+
 impl ShardOptions {
     fn build(&self, depot_id: [u8; 16], check_period: Duration) -> Shard {
         let dir = self.dir.clone();
-        let open = move || -> Result<Arc<dyn Provider>> {
+        let open = move |may_make: bool| -> Result<Arc<dyn Provider>> {
+            if may_make && is_nothing(&dir) {
+                FileSystem::create(&dir, depot_id, &Options::default())?;
+            }
             Ok(Arc::new(FileSystem::open(&dir, depot_id, &Options::default())?))
         };
         Shard::new(self.dir.clone(), self.zone.clone(), self.write_enabled, check_period, Box::new(open))
     }
+}
+
+/// Whether nothing is there, or an empty directory, such as a new disk has.
+fn is_nothing(dir: &Path) -> bool {
+    let Ok(mut names) = std::fs::read_dir(dir) else { return !dir.exists() };
+    names.all(|name| name.is_ok_and(|name| name.file_name() == "lost+found"))
 }
 
 #[cfg(test)]

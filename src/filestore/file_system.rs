@@ -55,6 +55,8 @@ pub struct FileSystem {
     reflink: bool,
     /// Blobs whose file the disk refused to force: the next put replaces it.
     distrusted: Mutex<HashSet<Checksum>>,
+    /// Blobs of which a whole and forced copy waits under a temporary name.
+    prepared: Mutex<HashSet<Checksum>>,
 }
 
 /// What `place` did with one blob of a batch.
@@ -107,7 +109,14 @@ impl FileSystem {
         let volume = Arc::new(volume);
         let staging = Arc::new(StagingDir::new(Arc::clone(&volume)));
         let options = Options { blob_mode: options.blob_mode & BLOB_MODE_MASK, ..*options };
-        FileSystem { volume, staging, options, reflink, distrusted: Mutex::default() }
+        FileSystem {
+            volume,
+            staging,
+            options,
+            reflink,
+            distrusted: Mutex::default(),
+            prepared: Mutex::default(),
+        }
     }
 
     /// Puts the blob of no bytes; staging name 0 is never given out.
@@ -294,8 +303,8 @@ impl FileSystem {
         Ok(())
     }
 
-    /// Copies a blob of another provider, comparing its bytes with their checksum.
-    fn put_verified(&self, sum: &Checksum, blob: &Blob, temporary: &str) -> Result<()> {
+    /// Copies a blob of another provider under a temporary name, comparing its bytes with their checksum.
+    fn copy_verified(&self, sum: &Checksum, blob: &Blob, temporary: &str) -> Result<()> {
         self.volume.remove(temporary)?;
         let copy = self.volume.create_file(temporary, 0o600)?;
         let mut hasher = Hasher::default();
@@ -308,7 +317,11 @@ impl FileSystem {
             return Err(Error::Altered(*sum));
         }
         self.staging.dress(temporary, self.options.blob_mode, self.options.blob_owner)?;
-        copy.sync_all().doing("force", self.volume.at(temporary))?;
+        copy.sync_all().doing("force", self.volume.at(temporary))
+    }
+
+    /// Makes a blob of such a copy.
+    fn place_copy(&self, sum: &Checksum, temporary: &str) -> Result<()> {
         let path = blob_path(sum);
         self.move_into_place(temporary, &path)?;
         self.distrusted.lock().remove(sum);
@@ -374,6 +387,11 @@ fn temporary_path(name: StagingName) -> String {
     format!("{PRE}/{name}.tmp")
 }
 
+/// Where a copy waits for the latch of its blob.
+fn prepared_path(sum: &Checksum) -> String {
+    format!("{PRE}/{sum}.copy.tmp")
+}
+
 impl Provider for FileSystem {
     fn open(&self, sum: &Checksum, _size: Option<u64>) -> Result<Option<Blob>> {
         let path = blob_path(sum);
@@ -411,12 +429,31 @@ impl Provider for FileSystem {
     }
 
     fn put_copy(&self, sum: &Checksum, blob: &Blob) -> Result<()> {
+        if self.prepared.lock().remove(sum) {
+            return self.volume.noted(Work::Put, self.place_copy(sum, &prepared_path(sum)));
+        }
         let temporary = format!("{PRE}/{sum}.tmp");
-        let put = self.put_verified(sum, blob, &temporary);
+        let copied = self.copy_verified(sum, blob, &temporary);
+        let put = copied.and_then(|()| self.place_copy(sum, &temporary));
         if put.is_err() {
             tidied(self.volume.remove(&temporary));
         }
         self.volume.noted(Work::Put, put)
+    }
+
+    fn prepare_copy(&self, sum: &Checksum, blob: &Blob) -> Result<()> {
+        let path = prepared_path(sum);
+        let copied = self.copy_verified(sum, blob, &path);
+        match copied {
+            Ok(()) => drop(self.prepared.lock().insert(*sum)),
+            Err(_) => tidied(self.volume.remove(&path)),
+        }
+        self.volume.noted(Work::Put, copied)
+    }
+
+    fn forget_copy(&self, sum: &Checksum) -> Result<()> {
+        self.prepared.lock().remove(sum);
+        self.volume.remove(&prepared_path(sum)).map(drop)
     }
 
     fn detach(&self, sum: &Checksum, name: StagingName, _file: FileId) -> Result<()> {

@@ -12,6 +12,7 @@ mod sys;
 
 mod acl;
 mod attributes;
+mod balance;
 mod boundary;
 mod check;
 mod checksums;
@@ -43,6 +44,7 @@ mod powercut;
 mod privileges;
 mod programs;
 mod races;
+mod reload;
 mod rename;
 mod repositories;
 mod requests;

@@ -4,7 +4,7 @@ use super::{dies, survives};
 use crate::harness::{Depot, Driver, Mode, Steered, guarded, scratch};
 
 pub const DATABASE: &[&str] = &["db.put", "db.committed"];
-pub const SHARDS: &[&str] = &["shards.put", "shards.mended"];
+pub const SHARDS: &[&str] = &["shards.put", "shards.prepared", "shards.mended"];
 
 /// The put of a batch into the database is there as a whole or not at all, and the files are what they were in any case.
 #[test]
@@ -41,7 +41,7 @@ fn dies_putting_on_shards() {
             let mut driver = Driver::new(&depot.depot.path("repo"), number, logs.path());
             driver.file("old", &driver.noise(9, 40_000)).unwrap();
             depot.flush();
-            if *point == "shards.mended" {
+            if *point != "shards.put" {
                 // One of its copies is lost, which its readers notice.
                 let sum = depot.depot.checksum(&format!("repo/program{number}/old"));
                 std::fs::remove_file(depot.depot.blob(&sum)).unwrap();
