@@ -9,7 +9,7 @@ use super::error::{Error, Result};
 use super::file_system::{FileSystem, Options};
 use super::full_db::FullDb;
 use super::provider::Provider;
-use super::sharding::{self, Choice, Shard, Sharding, Write};
+use super::sharding::{self, Choice, Shard, Sharding, Timed, Write};
 use super::volume::Volume;
 
 /// One provider of a chain, as it is configured.
@@ -138,9 +138,12 @@ impl Layer {
     pub fn examine(&self, depot_id: [u8; 16]) -> Result<()> {
         match self {
             Layer::FileSystem { dir, .. } | Layer::FullDb { dir } => Volume::examine(dir, depot_id),
-            Layer::Sharding { dir, shards, .. } => {
-                Volume::examine(dir, depot_id)?;
-                shards.iter().try_for_each(|shard| Volume::examine(&shard.dir, depot_id))
+            Layer::Sharding { dir: own, shards, .. } => {
+                Volume::examine(own, depot_id)?;
+                // One that was none before is made when it is opened.
+                let made = |dir: &Path| is_nothing(dir) && sharding::is_new_in(own, dir);
+                let mut made_before = shards.iter().filter(|shard| !made(&shard.dir));
+                made_before.try_for_each(|shard| Volume::examine(&shard.dir, depot_id))
             }
         }
     }
@@ -175,7 +178,11 @@ impl ShardOptions {
             if may_make && is_nothing(&dir) {
                 FileSystem::create(&dir, depot_id, &Options::default())?;
             }
-            Ok(Arc::new(FileSystem::open(&dir, depot_id, &Options::default())?))
+            let shard = FileSystem::open(&dir, depot_id, &Options::default())?;
+            Ok(match shard.is_on_network() {
+                true => Arc::new(Timed::over(dir.clone(), Arc::new(shard))),
+                false => Arc::new(shard),
+            })
         };
         Shard::new(self.dir.clone(), self.zone.clone(), self.write_enabled, check_period, Box::new(open))
     }

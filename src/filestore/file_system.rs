@@ -4,6 +4,7 @@
 //! copied. Anything else in the directory is left alone and told as a stray by a listing.
 
 use std::collections::{BTreeSet, HashSet};
+use std::ffi::OsStr;
 use std::io;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -103,6 +104,11 @@ impl FileSystem {
         let volume = Volume::open(dir, depot_id)?;
         let reflink = volume.can_reflink()?;
         Ok(FileSystem::over(volume, options, reflink))
+    }
+
+    /// Whether it is on a network or FUSE file system, of which calls may hang.
+    pub(super) fn is_on_network(&self) -> bool {
+        self.volume.file_system().is_network()
     }
 
     fn over(volume: Volume, options: &Options, reflink: bool) -> FileSystem {
@@ -346,7 +352,7 @@ impl FileSystem {
         visit: &mut Visit<'_>,
     ) -> Result<ControlFlow<()>> {
         for name in self.volume.names(folder)?.unwrap_or_default() {
-            if after.is_some_and(|after| name <= *after) {
+            if is_still_open(&name) || after.is_some_and(|after| name <= *after) {
                 continue;
             }
             let whole = self.volume.path().join(folder).join(&name);
@@ -372,7 +378,7 @@ impl FileSystem {
         /// `lost+found` is the file system's own when the directory is a mount point.
         const KNOWN: [&str; 4] = [PRE, ASIDE, MARKER, "lost+found"];
         for name in self.volume.names(HERE)?.unwrap_or_default() {
-            let known = KNOWN.iter().any(|known| name == *known);
+            let known = KNOWN.iter().any(|known| name == *known) || is_still_open(&name);
             let is_folder = (0..=u8::MAX).any(|first| name == *folder(first));
             if !known && !is_folder && visit(Listed::Stray(&self.volume.path().join(&name))).is_break() {
                 return Ok(ControlFlow::Break(()));
@@ -380,6 +386,12 @@ impl FileSystem {
         }
         Ok(ControlFlow::Continue(()))
     }
+}
+
+/// Whether it is what a network file system makes of a removed file that is open; it goes with the last close.
+fn is_still_open(name: &OsStr) -> bool {
+    let name = name.as_encoded_bytes();
+    name.starts_with(b".nfs") || name.starts_with(b".fuse_hidden")
 }
 
 /// Where a file waits for its name; what a crash leaves there goes at the next open.
@@ -524,7 +536,7 @@ impl Provider for FileSystem {
             file_system: Some(self.volume.file_system().name().to_owned()),
             reflink: self.reflink,
             health: failing.map_or(Health::Up, Health::Failing),
-            space: space.ok(),
+            space: space.ok().flatten(),
             owed: 0,
             children: Vec::new(),
         }

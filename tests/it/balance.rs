@@ -285,6 +285,75 @@ fn an_emptied_shard_is_set_aside() {
     });
 }
 
+/// A disk of its own, gone with the value.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn mount(dir: PathBuf, options: &str) -> Disk {
+        fs::create_dir_all(&dir).unwrap();
+        let flags = nix::mount::MsFlags::empty();
+        nix::mount::mount(Some("disk"), &dir, Some("tmpfs"), flags, Some(options)).unwrap();
+        Disk(dir)
+    }
+
+    fn make_read_only(&self) {
+        let flags = nix::mount::MsFlags::MS_REMOUNT | nix::mount::MsFlags::MS_RDONLY;
+        nix::mount::mount(None::<&str>, &self.0, None::<&str>, flags, None::<&str>).unwrap();
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+/// One shard gets full in the middle of a batch, and is read-only after that: files are stored all the same and every one is
+/// read; with room for them the copies are made.
+#[test]
+fn a_full_and_a_read_only_shard_are_no_obstacle() {
+    guarded(|| {
+        let depot = Depot::uninitialised(Mode::Sharded);
+        let disk = Disk::mount(depot.scratch().join("small"), "size=6m");
+        let small = format!("sharding.shard[1].dir={}", disk.0.join("shard").display());
+        let mut args = vec!["init", depot.dir_str()];
+        for setting in [
+            "chain=sharding",
+            "sharding.redundancy=2",
+            "sharding.check-period=100ms",
+            "sharding.shard[0].dir=shard0",
+            &small,
+        ] {
+            args.extend(["--set", setting]);
+        }
+        depot.cli(&args).ok();
+        depot.mount();
+        let repo = depot.path("repo");
+        fs::create_dir(&repo).unwrap();
+        let bytes = |i: usize| format!("{i} ").repeat(300_000).into_bytes();
+        let write = |names: std::ops::Range<usize>| {
+            names.for_each(|i| fs::write(repo.join(format!("file{i}")), bytes(i)).unwrap());
+            eventually("all to be sealed", || {
+                depot.cli(&["flush", depot.dir_str(), "--wait"]);
+                depot.status()["pending"]["closed"] == 0
+            });
+        };
+        let read = |names: std::ops::Range<usize>| {
+            names.for_each(|i| {
+                assert!(fs::read(repo.join(format!("file{i}"))).unwrap() == bytes(i), "file{i}")
+            });
+        };
+        write(0..20);
+        read(0..20);
+        assert!(depot.status()["chain"][0]["owed"].as_u64().unwrap() > 0, "{}", depot.status());
+        disk.make_read_only();
+        write(20..26);
+        read(0..26);
+        depot.umount();
+        depot.check();
+    });
+}
+
 #[test]
 fn a_depot_without_shards_has_nothing_to_balance() {
     guarded(|| {

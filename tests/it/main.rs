@@ -40,6 +40,7 @@ mod locks;
 mod mappings;
 mod model;
 mod namespace;
+mod network_disks;
 mod powercut;
 mod privileges;
 mod programs;

@@ -32,6 +32,18 @@ struct Kept {
     balanced: Option<String>,
 }
 
+/// Whether the sharding whose directory is `own` never had this shard; nothing is changed by asking.
+pub fn is_new_in(own: &Path, shard: &Path) -> bool {
+    let kept = std::fs::read(own.join(FILE)).ok().and_then(|text| serde_json::from_slice(&text).ok());
+    kept.is_some_and(|kept: Kept| kept.is_new(shard))
+}
+
+impl Kept {
+    fn is_new(&self, dir: &Path) -> bool {
+        self.shards.as_ref().is_some_and(|shards| !shards.contains(&*dir.to_string_lossy()))
+    }
+}
+
 impl Known {
     /// Reads what was known last.
     pub fn open(volume: Arc<Volume>) -> Result<Known> {
@@ -49,8 +61,7 @@ impl Known {
 
     /// Whether a shard was not here before: then its directory may be made.
     pub fn is_new(&self, dir: &Path) -> bool {
-        let kept = self.kept.lock();
-        kept.shards.as_ref().is_some_and(|shards| !shards.contains(&*dir.to_string_lossy()))
+        self.kept.lock().is_new(dir)
     }
 
     /// Remembers that these are the shards.
@@ -103,6 +114,7 @@ mod tests {
         assert!(!known().is_new(a), "nothing is new as long as nothing is written down");
         known().set_shards([a].into_iter()).unwrap();
         assert!(!known().is_new(a) && known().is_new(b));
+        assert!(!is_new_in(dir.path(), a) && is_new_in(dir.path(), b));
         assert!(!known().is_balanced_for("1 of a"));
         known().set_balanced("1 of a").unwrap();
         assert!(known().is_balanced_for("1 of a") && !known().is_balanced_for("2 of a") && known().is_new(b));

@@ -13,6 +13,7 @@ mod mend;
 mod merge;
 mod plan;
 mod shard;
+mod timed;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -22,7 +23,9 @@ use parking_lot::{Mutex, RwLock};
 
 pub use self::change::Wanted;
 pub use self::choice::{Choice, Write};
+pub use self::known::is_new_in;
 pub use self::shard::{Opener, Shard};
+pub use self::timed::Timed;
 
 use self::debt::Debt;
 use self::known::Known;
@@ -319,9 +322,8 @@ impl Provider for Sharding {
         let plan = self.plan();
         let children: Vec<ProviderStatus> = plan.shards.iter().map(status_of).collect();
         let spaces = || children.iter().zip(&plan.shards).filter(|(_, s)| s.write_enabled);
-        let sum = |of: fn(&Space) -> u64| {
-            spaces().filter_map(|(child, _)| Some(of(child.space.as_ref()?))).sum::<u64>()
-        };
+        let known: Vec<&Space> = spaces().filter_map(|(child, _)| child.space.as_ref()).collect();
+        let sum = |of: fn(&Space) -> u64| known.iter().map(|space| of(space)).sum::<u64>();
         let copies = plan.redundancy as u64;
         let space = Space {
             capacity: sum(|s| s.capacity) / copies,
@@ -339,7 +341,7 @@ impl Provider for Sharding {
             directory: Some(self.volume.path().to_owned()),
             file_system: None,
             reflink: children.iter().all(|child| child.reflink),
-            space: Some(space),
+            space: (!known.is_empty()).then_some(space),
             health: failing.map_or(Health::Up, Health::Failing),
             owed: self.debt.len() as u64,
             children,

@@ -165,8 +165,9 @@ impl Plan {
 
     /// Whether somebody has this copy open: a writer may want this very file.
     pub fn is_in_use(&self, i: usize, sum: &Checksum) -> bool {
-        let blob = self.open_on(i, sum);
-        let Some(file) = blob.as_ref().and_then(Blob::local) else { return true };
+        let Some(blob) = self.open_on(i, sum) else { return true };
+        // Bytes that are asked for are in no file that anybody could be given.
+        let Some(file) = blob.local() else { return false };
         // There is no telling on a network file system, whose files no kernel serves by passthrough: open ones go on there.
         is_unused(file)
             .map_or_else(|_| !FileSystemType::of(file).is_ok_and(|kind| kind.is_network()), |unused| !unused)

@@ -1,6 +1,7 @@
 //! One shard: a provider that may be away for a while.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,11 +12,15 @@ use parking_lot::Mutex;
 
 use super::super::error::{Error, Result};
 use super::super::provider::Provider;
+use super::timed::within;
 use crate::change::MountId;
 use crate::checksum::Checksum;
 use crate::sys::boot::mount_id;
 use crate::sys::content::is_shortage;
 use crate::text::chain;
+
+/// How long its directory is waited for.
+const OPEN_LONGEST: Duration = Duration::from_secs(10);
 
 /// Opens a shard's provider, again when it comes back; with `true` it is made where there is nothing yet.
 pub type Opener = Box<dyn Fn(bool) -> Result<Arc<dyn Provider>> + Send + Sync>;
@@ -38,6 +43,8 @@ struct Disk {
     opener: Opener,
     /// It was no shard before, so it may be made.
     is_new: AtomicBool,
+    /// Counts the threads that are opening it.
+    opening: Arc<()>,
     state: Mutex<State>,
 }
 
@@ -48,6 +55,8 @@ struct State {
     place: Option<Place>,
     /// It is set aside since then, and why.
     away: Option<(Instant, String)>,
+    /// It did not answer in time, so that nobody but a thread of its own asks again.
+    late: bool,
     /// It takes nothing since then, and why.
     refuses: Option<(Instant, String)>,
 }
@@ -74,7 +83,8 @@ impl Shard {
         check_period: Duration,
         opener: Opener,
     ) -> Shard {
-        let disk = Disk { opener, is_new: AtomicBool::new(false), state: Mutex::default() };
+        let disk =
+            Disk { opener, is_new: AtomicBool::new(false), opening: Arc::default(), state: Mutex::default() };
         Shard { dir, zone, write_enabled, check_period, disk: Arc::new(disk) }
     }
 
@@ -110,23 +120,45 @@ impl Shard {
             let state = &mut *guard;
             match &mut state.away {
                 Some((since, _)) if since.elapsed() < self.check_period => return None,
+                Some((since, _)) if state.late => {
+                    *since = Instant::now();
+                    drop(guard);
+                    self.try_again_later();
+                    return None;
+                }
                 // The others go on without it meanwhile.
                 Some((since, _)) => *since = Instant::now(),
                 None if state.provider.is_some() => return state.provider.clone(),
                 None => state.away = Some((Instant::now(), "it is being opened".into())),
             }
         }
+        self.try_now()
+    }
+
+    /// As soon as it answers, which may take a while.
+    fn try_again_later(&self) {
+        if Arc::strong_count(&self.disk.opening) > 1 {
+            return; // Somebody waits for it already.
+        }
+        let shard = self.configured_as(self);
+        let thread = std::thread::Builder::new().name("shard".into()).spawn(move || drop(shard.try_now()));
+        if let Err(error) = thread {
+            tracing::warn!(%error, "shard {} cannot be tried again", self.dir.display());
+        }
+    }
+
+    fn try_now(&self) -> Option<Arc<dyn Provider>> {
         match self.try_again() {
             Ok((provider, place)) => {
                 let mut state = self.disk.state.lock();
-                state.away = None;
+                (state.away, state.late) = (None, false);
                 state.place = place;
                 state.provider = Some(Arc::clone(&provider));
                 Some(provider)
             }
             Err(error) => {
                 tracing::warn!("shard {} cannot be used: {}", self.dir.display(), chain(&error));
-                self.disk.state.lock().away = Some((Instant::now(), chain(&error)));
+                self.set_aside(&error);
                 None
             }
         }
@@ -138,25 +170,41 @@ impl Shard {
             let state = self.disk.state.lock();
             (state.provider.clone(), state.place)
         };
-        let now = Place::of(&self.dir);
+        let now = self.within(|dir, _| Ok(Place::of(dir)))?;
         match known {
             Some(provider) if now == was || now.is_none() || has_staging_files(&*provider) => {
-                sound(&self.dir, &*provider).map(|()| (provider, was))
-            }
-            _ => {
-                let opened = (self.disk.opener)(self.disk.is_new.load(Ordering::SeqCst))?;
-                sound(&self.dir, &*opened)?;
-                self.disk.is_new.store(false, Ordering::SeqCst);
-                if was.is_some() {
-                    tracing::info!(
-                        "shard {} is another directory now, and was opened anew",
-                        self.dir.display()
-                    );
+                match sound(&self.dir, &*provider) {
+                    // The server forgot the directory under this descriptor.
+                    Err(error) if is_io(&error, ErrorKind::StaleNetworkFileHandle) => self.open_anew(),
+                    sound => sound.map(|()| (provider, was)),
                 }
-                // It may have been made just now.
-                Ok((opened, Place::of(&self.dir)))
+            }
+            None => self.open_anew(),
+            Some(_) => {
+                tracing::info!("shard {} is another directory now, and is opened anew", self.dir.display());
+                self.open_anew()
             }
         }
+    }
+
+    fn open_anew(&self) -> Result<(Arc<dyn Provider>, Option<Place>)> {
+        let (opened, place) = self.within(|dir, disk| {
+            let opened = (disk.opener)(disk.is_new.load(Ordering::SeqCst))?;
+            sound(dir, &*opened)?;
+            // It may have been made just now.
+            Ok((opened, Place::of(dir)))
+        })?;
+        self.disk.is_new.store(false, Ordering::SeqCst);
+        Ok((opened, place))
+    }
+
+    /// Does what may hang where the directory is a dead server's; nobody waits for that longer than a moment.
+    fn within<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Path, &Disk) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let (dir, disk) = (self.dir.clone(), Arc::clone(&self.disk));
+        within(&self.dir, &self.disk.opening, OPEN_LONGEST, move || work(&dir, &disk))
     }
 
     /// Its provider as far as it is known, without a look at the disk.
@@ -183,8 +231,14 @@ impl Shard {
     pub fn read_failed(&self, error: &Error) {
         if is_of_the_disk(error) {
             tracing::warn!("shard {} is set aside: {}", self.dir.display(), chain(error));
-            self.disk.state.lock().away = Some((Instant::now(), chain(error)));
+            self.set_aside(error);
         }
+    }
+
+    fn set_aside(&self, error: &Error) {
+        let mut state = self.disk.state.lock();
+        state.away = Some((Instant::now(), chain(error)));
+        state.late = is_io(error, ErrorKind::TimedOut);
     }
 
     /// It lacks what it should have: it is set aside if it lacks everything.
@@ -224,6 +278,10 @@ impl std::fmt::Debug for Shard {
 fn has_staging_files(provider: &dyn Provider) -> bool {
     // One that cannot even be listed gives nothing out any more.
     provider.staging_dirs().iter().any(|dir| dir.names().is_ok_and(|names| !names.is_empty()))
+}
+
+fn is_io(error: &Error, kind: ErrorKind) -> bool {
+    matches!(error, Error::Io { source, .. } if source.kind() == kind)
 }
 
 /// Refuses a directory that was emptied: every shard is made with the blob of no bytes.

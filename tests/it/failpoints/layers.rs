@@ -4,7 +4,7 @@ use super::{dies, survives};
 use crate::harness::{Depot, Driver, Mode, Steered, guarded, scratch};
 
 pub const DATABASE: &[&str] = &["db.put", "db.committed"];
-pub const SHARDS: &[&str] = &["shards.put", "shards.prepared", "shards.mended"];
+pub const SHARDS: &[&str] = &["shards.put", "shards.prepared", "rename.answered", "shards.mended"];
 
 /// The put of a batch into the database is there as a whole or not at all, and the files are what they were in any case.
 #[test]
