@@ -73,8 +73,8 @@ impl Reload {
         let reloaded = self
             .apply(&mut settings)
             .unwrap_or_else(|error| Reloaded { error: Some(format!("{error:#}")), ..Reloaded::default() });
-        if let Some(error) = &reloaded.error {
-            tracing::error!("depot.toml cannot be used, and what it said before holds: {error}");
+        if let Some(why) = &reloaded.error {
+            tracing::error!("depot.toml cannot be used, and what it said before holds: {why}");
         }
         for (what, keys) in [("changed", &reloaded.changed), ("changed at the next mount", &reloaded.waiting)]
         {

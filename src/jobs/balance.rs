@@ -192,10 +192,7 @@ impl Balancer {
                 if Instant::now() >= end {
                     return Ok(after);
                 }
-                // One that nothing refers to is about to be removed.
-                if row.refs > 0 {
-                    self.look_at(&row.checksum, row.size);
-                }
+                self.look_at(&row.checksum, row.size);
                 after = Some(row.checksum);
             }
         }

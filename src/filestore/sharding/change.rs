@@ -1,7 +1,8 @@
 //! Another configuration while everything goes on: shards added, drained and taken away, another redundancy.
 //!
 //! A shard that is to go gets nothing any more, first of all; when those who began before have ended, it is looked at. It goes
-//! if everything that it has is elsewhere too, and stays without getting anything otherwise.
+//! if a balance has emptied it, or, where it cannot be asked, if nothing is missing without it; otherwise it stays, and gets
+//! nothing.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -19,10 +20,13 @@ use crate::text::chain;
 const PATIENCE: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
+/// The next blobs with their sizes after one, in order; none at the end, `None` when it cannot be told.
+pub type BlobsAfter<'a> = &'a dyn Fn(Option<&Checksum>) -> Option<Vec<(Checksum, u64)>>;
+
 /// What must not get lost with a shard that cannot be asked.
 pub struct Wanted<'a> {
-    /// The next blobs with their sizes after one, in order; none at the end, `None` when it cannot be told.
-    pub blobs: &'a dyn Fn(Option<&Checksum>) -> Option<Vec<(Checksum, u64)>>,
+    /// Blobs that files have.
+    pub blobs: BlobsAfter<'a>,
     /// Staging files; `None` when it cannot be told.
     pub staged: &'a dyn Fn() -> Option<Vec<StagingName>>,
 }
@@ -111,13 +115,13 @@ impl Plan {
     /// Why a shard cannot go yet: what would be on none of the rest.
     fn what_needs(&self, i: usize, rest: &[usize], wanted: &Wanted<'_>) -> Option<String> {
         match self.shards[i].get() {
-            Some(provider) => self.what_it_has(i, &*provider, rest),
+            Some(provider) => self.what_it_has(&*provider, rest),
             None => self.what_is_missing(rest, wanted),
         }
     }
 
     /// The same of one that can be asked: what it has itself.
-    fn what_it_has(&self, i: usize, provider: &dyn Provider, rest: &[usize]) -> Option<String> {
+    fn what_it_has(&self, provider: &dyn Provider, rest: &[usize]) -> Option<String> {
         for dir in provider.staging_dirs() {
             // Its own, ours, and that of nobody who is about to make a file there.
             let until = Instant::now() + PATIENCE;
@@ -138,13 +142,13 @@ impl Plan {
                 (Err(error), _) | (_, Err(error)) => return Some(chain(&error)),
             }
         }
-        let (mut alone, mut used) = (0_u64, 0_u64);
+        let (mut alone, mut doubled) = (0_u64, 0_u64);
         let listed = provider.list(None, &mut |listed| {
             if let Listed::Blob { sum, size } = listed
                 && sum != Checksum::EMPTY
             {
-                alone += u64::from(!self.has_elsewhere(rest, &sum, size));
-                used += u64::from(self.is_in_use(i, &sum));
+                let elsewhere = self.has_elsewhere(rest, &sum, size);
+                *(if elsewhere { &mut doubled } else { &mut alone }) += 1;
             }
             ControlFlow::Continue(())
         });
@@ -153,7 +157,10 @@ impl Plan {
             Ok(()) if alone > 0 => {
                 Some(format!("{alone} blobs are on no other shard; a balance copies them elsewhere"))
             }
-            Ok(()) if used > 0 => Some(format!("{used} of its blobs are in use; another has them too")),
+            // Sizes tell nothing of bytes: a balance removes a copy only after it has read the others.
+            Ok(()) if doubled > 0 => Some(format!(
+                "{doubled} of its blobs are elsewhere too, and are in use or were not compared yet by a balance"
+            )),
             Ok(()) => None,
         }
     }

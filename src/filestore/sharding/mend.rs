@@ -29,6 +29,11 @@ impl Sharding {
         let copies = plan.copies(sum);
         let holders: Vec<usize> = copies.iter().map(|(i, _)| *i).collect();
         let counted = plan.counted(&holders);
+        if counted < plan.redundancy {
+            // A shard that lost everything is set aside, and not filled anew.
+            let lacking = (0..plan.shards.len()).filter(|i| !holders.contains(i));
+            lacking.for_each(|i| plan.shards[i].suspect());
+        }
         copies.iter().any(|(_, found)| *found != size)
             || counted != plan.redundancy
             || counted < holders.len()

@@ -8,6 +8,7 @@
 mod change;
 mod choice;
 mod debt;
+mod hints;
 mod known;
 mod mend;
 mod merge;
@@ -122,11 +123,14 @@ impl Provider for Sharding {
         let plan = self.plan();
         let fits = |blob: &Blob| size.is_none_or(|size| blob.size() == size);
         let (mut other, mut missed, mut failed) = (None, Vec::new(), None);
-        for i in plan.choice.to_read(&plan.shards) {
+        for i in plan.to_read(sum) {
             match plan.try_ask(i, |provider| provider.open(sum, size)) {
                 Ok(Some(Some(blob))) if fits(&blob) => {
+                    plan.found(sum, i);
                     // One that is not where it was looked for first may lack copies.
-                    if !missed.is_empty() && plan.copies(sum).len() < plan.redundancy || other.is_some() {
+                    let lacking =
+                        plan.redundancy > 1 && !missed.is_empty() && plan.copies(sum).len() < plan.redundancy;
+                    if lacking || other.is_some() {
                         missed.iter().for_each(|i: &usize| plan.shards[*i].suspect());
                         // Who reads it does not suffer from that.
                         tidied(self.debt.add(&[*sum]));
@@ -152,7 +156,7 @@ impl Provider for Sharding {
 
     fn stat(&self, sum: &Checksum) -> Result<Option<u64>> {
         let plan = self.plan();
-        let order = plan.choice.to_read(&plan.shards);
+        let order = plan.to_read(sum);
         plan.first(order, &|| format!("blob {sum}"), |provider| provider.stat(sum))
     }
 

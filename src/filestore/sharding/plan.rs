@@ -9,6 +9,7 @@ use super::super::blob::Blob;
 use super::super::error::{Error, Result};
 use super::super::provider::{Offer, Provider};
 use super::choice::Choice;
+use super::hints::Hints;
 use super::shard::Shard;
 use super::{Options, joined, too_few};
 use crate::checksum::Checksum;
@@ -26,6 +27,7 @@ pub struct Plan {
     pub redundancy: usize,
     /// Copies without which a put fails.
     pub lenient: usize,
+    hints: Hints,
 }
 
 impl Plan {
@@ -33,7 +35,31 @@ impl Plan {
     pub fn new(shards: Vec<Shard>, options: Options) -> Plan {
         let redundancy = options.redundancy.clamp(1, shards.len().max(1));
         let lenient = if options.lenient_limit == 0 { redundancy } else { options.lenient_limit };
-        Plan { shards, choice: options.choice, redundancy, lenient: lenient.min(redundancy) }
+        Plan {
+            shards,
+            choice: options.choice,
+            redundancy,
+            lenient: lenient.min(redundancy),
+            hints: Hints::default(),
+        }
+    }
+
+    /// Numbers of all shards, in the order in which they are asked for this blob.
+    pub fn to_read(&self, sum: &Checksum) -> Vec<usize> {
+        let mut order = self.choice.to_read(&self.shards);
+        // Of several copies each is read in its turn; of a single one it is known where it was.
+        let hint = if self.redundancy == 1 { self.hints.get(sum) } else { None };
+        if let Some(at) = order.iter().position(|i| Some(*i) == hint) {
+            order[..=at].rotate_right(1);
+        }
+        order
+    }
+
+    /// A blob was found on this shard.
+    pub fn found(&self, sum: &Checksum, i: usize) {
+        if self.redundancy == 1 {
+            self.hints.set(sum, i);
+        }
     }
 
     /// One text for each arrangement of blobs on shards: where it is another one, blobs may have to move.
