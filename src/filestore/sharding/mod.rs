@@ -44,6 +44,9 @@ use crate::text::chain;
 /// Its name in a chain.
 const KIND: &str = "sharding";
 
+/// A shard with less room gets staging files only when the others have no more: a writer would meet its end.
+const STAGING_ROOM_BYTES_MIN: u64 = 64 << 20;
+
 /// The provider `sharding`.
 #[derive(Debug)]
 pub struct Sharding {
@@ -174,13 +177,22 @@ impl Provider for Sharding {
 
     fn stage(&self) -> Result<Arc<StagingDir>> {
         let plan = self.plan();
+        let mut tight = None;
         for i in plan.choice.to_write(&plan.shards) {
             let Some(provider) = plan.shards[i].writable() else { continue };
-            match provider.stage() {
-                Ok(dir) if matches!(provider.status().health, Health::Up) => return Ok(dir),
-                Ok(_) => {}
-                Err(error) => plan.shards[i].write_failed(&error),
+            match (provider.stage(), provider.status()) {
+                (Ok(dir), status) if status.health == Health::Up => {
+                    if status.space.is_none_or(|space| space.available >= STAGING_ROOM_BYTES_MIN) {
+                        return Ok(dir);
+                    }
+                    tight = tight.or(Some(dir));
+                }
+                (Ok(_), _) => {}
+                (Err(error), _) => plan.shards[i].write_failed(&error),
             }
+        }
+        if let Some(dir) = tight {
+            return Ok(dir);
         }
         // All of them have some trouble: the disk that tells it is as good as another.
         match plan.shards.iter().find_map(Shard::get) {

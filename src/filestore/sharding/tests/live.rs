@@ -204,7 +204,7 @@ fn nothing_is_lost_while_shards_come_and_go() {
         let writers: Vec<_> = (0..3)
             .map(|w| {
                 scope.spawn(move || {
-                    (0..150).map(|i| put(store, &format!("writer {w} blob {i}"))).collect::<Vec<_>>()
+                    (0..40).map(|i| put(store, &format!("writer {w} blob {i}"))).collect::<Vec<_>>()
                 })
             })
             .collect();
