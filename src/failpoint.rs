@@ -71,7 +71,12 @@ pub const NAMES: &[&str] = &[
     "detach.renamed",
     "detach.forced",
     // Copies.
+    // Answers of a disk, or of a server in its place.
+    "link.answered",
+    "rename.answered",
+    "staging.own",
     "shards.put",
+    "shards.prepared",
     "shards.mended",
     // Sending to a bucket: the parts of a large blob, a batch.
     "objects.parts",
@@ -262,6 +267,10 @@ mod steered {
                 Some(("error", "EIO")) => Action::Error(5),
                 Some(("error", "ENOSPC")) => Action::Error(28),
                 Some(("error", "EROFS")) => Action::Error(30),
+                Some(("error", "EPERM")) => Action::Error(1),
+                Some(("error", "ENOENT")) => Action::Error(2),
+                Some(("error", "EEXIST")) => Action::Error(17),
+                Some(("error", "ESTALE")) => Action::Error(116),
                 Some(("delay", ms)) => Action::Delay(Duration::from_millis(ms.parse().ok()?)),
                 _ => return None,
             };

@@ -100,6 +100,13 @@ metrics! {
     UPLOADS = "depotfs_uploads_total", Counter, "Blobs uploaded from the queue.";
     UPLOADED_BYTES = "depotfs_uploaded_bytes_total", Counter, "Their bytes.";
     UPLOAD_FAILURES = "depotfs_upload_failures_total", Counter, "Uploads that failed and are tried again.";
+    // Blobs put where the shards' configuration wants them.
+    BALANCE_LOOKED = "depotfs_balance_looked_total", Counter, "Blobs that a balance looked at.";
+    BALANCE_COPIED = "depotfs_balance_copied_total", Counter, "Copies that a balance made.";
+    BALANCE_BYTES = "depotfs_balance_copied_bytes_total", Counter, "Bytes of them.";
+    BALANCE_REMOVED = "depotfs_balance_removed_total", Counter, "Copies that a balance removed.";
+    BALANCE_FAILED = "depotfs_balance_failed_total", Counter, "Blobs that a balance could do nothing for.";
+    BALANCE_LEFT = "depotfs_balance_left_blobs", Gauge, "Blobs that the last balance left as they should not be.";
     // Requests of the kernel, as the watchdog saw them at its last look.
     REQUESTS_UNDER_WAY = "depotfs_requests_under_way", Gauge, "Requests of the kernel being answered.";
     OLDEST_REQUEST = "depotfs_oldest_request_seconds", Gauge, "Age of the oldest of them.";

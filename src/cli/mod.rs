@@ -3,6 +3,7 @@
 //! Results go to standard output, everything else to standard error. Errors say what was attempted, on what, why it failed
 //! and what to do; the exit code tells scripts which kind it was.
 
+mod balance;
 mod blob;
 mod cache;
 mod check;
@@ -19,6 +20,7 @@ mod metrics;
 mod mount;
 mod mount_helper;
 mod rechain;
+mod reload;
 mod repo;
 mod status;
 mod umount;
@@ -71,6 +73,8 @@ enum Command {
     Cache(cache::Args),
     Warm(warm::Args),
     Check(check::Args),
+    Balance(balance::Args),
+    Reload(reload::Args),
     Log(log::Args),
 }
 
@@ -93,6 +97,8 @@ impl Command {
             Command::Cache(args) => cache::run(&args, out),
             Command::Warm(args) => warm::run(&args, out),
             Command::Check(args) => check::run(&args, out),
+            Command::Balance(args) => balance::run(&args, out),
+            Command::Reload(args) => reload::run(&args, out),
             Command::Log(args) => log::run(&args),
         }
     }

@@ -264,6 +264,15 @@ fn tell_troubles(status: &Status, out: &mut dyn Write) -> io::Result<()> {
     for trouble in &status.damaged {
         writeln!(out, "! damaged: {}: {}", trouble.what, trouble.why)?;
     }
+    if let Some(balance) = &status.balance {
+        match balance.running {
+            true => writeln!(out, "balance     under way: {}", balance.report)?,
+            false => writeln!(out, "balance     {}", balance.report)?,
+        }
+    }
+    if let Some(reloaded) = &status.reloaded {
+        super::reload::tell(reloaded, &mut |line| writeln!(out, "! depot.toml: {line}"))?;
+    }
     for report in &status.reports {
         writeln!(out, "! {report}")?;
     }

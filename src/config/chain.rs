@@ -17,18 +17,71 @@ pub struct Template {
     pub name: &'static str,
     /// Its providers, outermost first; each is also the name of the section with its keys.
     pub chain: &'static [&'static str],
+    /// What stands behind depot.toml and before the defaults of the keys. The tables of a list are taken if depot.toml has
+    /// none of it.
+    pub defaults: &'static [(&'static str, &'static str)],
 }
 
 /// Every template.
 pub const TEMPLATES: &[Template] = &[
-    Template { name: "file-system", chain: &["file-system"] },
-    Template { name: "cache-fs", chain: &["cache-fs", "file-system"] },
-    Template { name: "full-db", chain: &["cache-fs", "full-db"] },
-    Template { name: "full-db-direct", chain: &["full-db"] },
+    Template { name: "file-system", chain: &["file-system"], defaults: &[] },
+    Template { name: "cache-fs", chain: &["cache-fs", "file-system"], defaults: &[] },
+    Template { name: "full-db", chain: &["cache-fs", "full-db"], defaults: &[] },
+    Template { name: "full-db-direct", chain: &["full-db"], defaults: &[] },
+    Template { name: "double-shards", chain: SHARDS, defaults: &[FIRST_SHARD, SECOND_SHARD] },
+    Template {
+        name: "redundant-shards",
+        chain: SHARDS,
+        defaults: &[("sharding.redundancy", "2"), FIRST_SHARD, SECOND_SHARD],
+    },
+    Template {
+        name: "s3-storage-v3",
+        chain: &["cache-fs", "eventual", "retry", "s3-storage-v3"],
+        defaults: &[],
+    },
+    Template { name: "s3-storage-v3-direct", chain: &["cache-fs", "retry", "s3-storage-v3"], defaults: &[] },
+    Template {
+        name: "azure-blob-storage",
+        chain: &["cache-fs", "eventual", "retry", "azure-blob-storage"],
+        defaults: &[],
+    },
+    Template {
+        name: "azure-blob-storage-direct",
+        chain: &["cache-fs", "retry", "azure-blob-storage"],
+        defaults: &[],
+    },
+    Template {
+        name: "google-storage",
+        chain: &["cache-fs", "eventual", "retry", "google-storage"],
+        defaults: &[],
+    },
+    Template {
+        name: "google-storage-direct",
+        chain: &["cache-fs", "retry", "google-storage"],
+        defaults: &[],
+    },
 ];
 
 /// Their names.
-pub const NAMES: &[&str] = &["file-system", "cache-fs", "full-db", "full-db-direct"];
+pub const NAMES: &[&str] = &[
+    "file-system",
+    "cache-fs",
+    "full-db",
+    "full-db-direct",
+    "double-shards",
+    "redundant-shards",
+    "s3-storage-v3",
+    "s3-storage-v3-direct",
+    "azure-blob-storage",
+    "azure-blob-storage-direct",
+    "google-storage",
+    "google-storage-direct",
+];
+
+/// The chain of the templates with shards.
+const SHARDS: &[&str] = &["cache-fs", "sharding"];
+const FIRST_SHARD: (&str, &str) = ("sharding.shard[0].dir", "shard-1");
+const SECOND_SHARD: (&str, &str) = ("sharding.shard[1].dir", "shard-2");
 
 /// The template of a depot.toml that says nothing, and its only provider.
 pub(super) const DEFAULT: &str = "file-system";
@@ -123,6 +176,8 @@ pub struct Sharding {
     pub zone: String,
     /// Shortest time before a shard that failed is tried again.
     pub check_period: Duration,
+    /// Longest time that a balance takes.
+    pub max_balancing_run_time: Duration,
     /// The shards.
     pub shards: Vec<Shard>,
 }
@@ -258,6 +313,28 @@ impl Chosen {
         Ok(Chosen { template: None, providers })
     }
 
+    /// The default that the template has for a key, before that of the key.
+    pub fn default(&self, key: &str) -> Option<&'static str> {
+        let template = TEMPLATES.iter().find(|template| Some(template.name) == self.template)?;
+        template.defaults.iter().find(|(name, _)| *name == key).map(|(_, value)| *value)
+    }
+
+    /// `values` with the defaults of the template behind them.
+    pub fn with_defaults(&self, values: &Values) -> Values {
+        let mut all = values.clone();
+        let template = TEMPLATES.iter().find(|template| Some(template.name) == self.template);
+        for (key, value) in template.map_or(&[][..], |template| template.defaults) {
+            let stands_back = match key.split_once('[') {
+                Some((list, _)) => !values.tables(list).is_empty(),
+                None => values.contains_key(key),
+            };
+            if !stands_back {
+                all.insert(*key, (*value).to_owned());
+            }
+        }
+        all
+    }
+
     /// Whether keys of this section mean something: a provider's do if the chain has it.
     pub fn uses(&self, section: &str) -> bool {
         self.providers.contains(&section) || !PROVIDERS.iter().any(|provider| provider.name == section)
@@ -361,6 +438,11 @@ mod tests {
         assert_eq!(TEMPLATES.iter().map(|template| template.name).collect::<Vec<_>>(), NAMES);
         for template in TEMPLATES {
             assert_eq!(parse(PROVIDERS, &template.chain.join(",")).unwrap(), template.chain);
+            for (key, value) in template.defaults {
+                let row = super::super::keys::find(DEPOT, key).unwrap();
+                assert_eq!(row.kind.check(value), Ok(()), "{key}");
+                assert!(template.chain.contains(&row.section()), "{key}");
+            }
         }
         for provider in PROVIDERS {
             assert!(DEPOT.iter().any(|key| key.section() == provider.name), "{}", provider.name);
@@ -411,6 +493,21 @@ mod tests {
         assert_eq!(of(&[("chain", "full-db")]), Ok(Chosen { template: None, providers: vec!["full-db"] }));
         let both = of(&[("chain", "full-db"), ("template", "full-db-direct")]).unwrap_err();
         assert!(both.key == "chain" && both.text.contains("both set"), "{both}");
+    }
+
+    #[test]
+    fn a_template_has_defaults_that_stand_behind_depot_toml() {
+        let of = |values: &[(&str, &str)]| {
+            let mut all = Values::from([("template", "redundant-shards".to_owned())]);
+            values.iter().for_each(|(key, value)| all.insert(*key, (*value).to_owned()));
+            Chosen::of(&all).unwrap().with_defaults(&all)
+        };
+        let (redundancy, second) = ("sharding.redundancy", "sharding.shard[1].dir");
+        let plain = of(&[]);
+        assert_eq!((plain.get(redundancy), plain.get(second)), (Some("2"), Some("shard-2")));
+        assert_eq!(of(&[(redundancy, "1")]).get(redundancy), Some("1"));
+        let own = of(&[("sharding.shard[0].dir", "/mnt/a")]);
+        assert_eq!((own.get("sharding.shard[0].dir"), own.get(second)), (Some("/mnt/a"), None));
     }
 
     proptest! {

@@ -1,5 +1,6 @@
 //! The configuration as it holds: the value of every key, and where it comes from.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use super::environment::{self, HIDDEN, Lookup};
@@ -46,39 +47,60 @@ impl fmt::Display for Origin {
 
 /// One entry for each key that means something with the chain that is chosen, in the order of the table.
 pub fn effective(keys: &'static [Key], chosen: &Chosen, values: &Values, variables: Lookup) -> Vec<Entry> {
-    let mut entries = Vec::new();
-    for rows in keys.chunk_by(|a, b| a.table() == b.table()).filter(|rows| chosen.uses(rows[0].section())) {
-        let Some(list) = rows[0].table().strip_suffix("[]") else {
-            entries.extend(rows.iter().map(|key| (key, key.name.to_owned())));
-            continue;
-        };
-        for i in values.tables(list) {
-            entries.extend(rows.iter().map(|key| (key, format!("{list}[{i}].{}", key.own_name()))));
-        }
-    }
+    let all = chosen.with_defaults(values);
     let entry = |(key, name): (&Key, String)| match key.name {
         // It would be the default's, which a chain takes the place of.
         "template" if chosen.template.is_none() => None,
         "chain" if chosen.template.is_some() => {
             Some(Entry { key: name, value: chosen.providers.join(","), origin: Origin::Template })
         }
-        _ => Some(entry(key, name, values, variables)),
+        _ => {
+            let (text, origin) = match (values.get(&name), all.get(&name)) {
+                (Some(text), _) => (text, Origin::File),
+                (None, Some(text)) => (text, Origin::Template),
+                (None, None) => (key.default.unwrap_or_default(), Origin::Default),
+            };
+            Some(entry(key, &name, text, origin, variables))
+        }
     };
-    entries.into_iter().filter_map(entry).collect()
+    names(keys, chosen, &all).into_iter().filter_map(entry).collect()
 }
 
-fn entry(key: &Key, name: String, values: &Values, variables: Lookup) -> Entry {
-    let (text, origin) = match values.get(&name) {
-        Some(text) => (text, Origin::File),
-        None => (key.default.unwrap_or_default(), Origin::Default),
+/// Every key that means something with the chain that is chosen and its value, which for a secret is a digest. The defaults
+/// of the template are among the values.
+pub(super) fn settings(keys: &'static [Key], chosen: &Chosen, values: &Values) -> BTreeMap<String, String> {
+    let value = |key: &Key, name: &str| match (key.name, values.get(name).or(key.default)) {
+        ("chain", _) => chosen.providers.join(","),
+        (_, Some(text)) if key.kind == Kind::Secret => blake3::hash(text.as_bytes()).to_hex().to_string(),
+        (_, text) => text.unwrap_or_default().to_owned(),
     };
+    let pair = |(key, name): (&Key, String)| (name.clone(), value(key, &name));
+    names(keys, chosen, values).into_iter().map(pair).collect()
+}
+
+/// The rows that mean something, with the names that they have here: one for each table of a list.
+fn names(keys: &'static [Key], chosen: &Chosen, values: &Values) -> Vec<(&'static Key, String)> {
+    let mut names = Vec::new();
+    for rows in keys.chunk_by(|a, b| a.table() == b.table()).filter(|rows| chosen.uses(rows[0].section())) {
+        let Some(list) = rows[0].table().strip_suffix("[]") else {
+            names.extend(rows.iter().map(|key| (key, key.name.to_owned())));
+            continue;
+        };
+        for i in values.tables(list) {
+            names.extend(rows.iter().map(|key| (key, format!("{list}[{i}].{}", key.own_name()))));
+        }
+    }
+    names
+}
+
+fn entry(key: &Key, name: &str, text: &str, origin: Origin, variables: Lookup) -> Entry {
     let (value, origin) = match key.kind {
         Kind::Text | Kind::Secret => with_variables(text, origin, variables),
         _ => (text.to_owned(), origin),
     };
     // Also where there is none, so that nothing is told of it.
     let value = if key.kind == Kind::Secret { HIDDEN.to_owned() } else { value };
-    Entry { key: name, value, origin }
+    Entry { key: name.to_owned(), value, origin }
 }
 
 fn with_variables(text: &str, origin: Origin, variables: Lookup) -> (String, Origin) {
@@ -124,6 +146,19 @@ mod tests {
         assert!(told.contains(&"chain=full-db (depot.toml)".to_owned()), "{told:?}");
         assert!(told.contains(&"full-db.dir=full-db (default)".to_owned()), "{told:?}");
         assert!(!told.iter().any(|line| line.starts_with("template") || line.starts_with("file-system")));
+    }
+
+    #[test]
+    fn what_the_template_says_is_told_as_such() {
+        let mut values = Values::from([("template", "redundant-shards".to_owned())]);
+        let told = lines(DEPOT, &values);
+        for line in ["sharding.redundancy=2 (template)", "sharding.shard[1].dir=shard-2 (template)"] {
+            assert!(told.contains(&line.to_owned()), "{line} is missing in {told:?}");
+        }
+        values.insert("sharding.shard[0].dir", "/mnt/a".into());
+        let told = lines(DEPOT, &values);
+        assert!(told.contains(&"sharding.shard[0].dir=/mnt/a (depot.toml)".to_owned()), "{told:?}");
+        assert!(!told.iter().any(|line| line.starts_with("sharding.shard[1]")), "{told:?}");
     }
 
     #[test]

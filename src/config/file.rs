@@ -72,6 +72,8 @@ pub fn assignment(keys: &'static [Key], text: &str) -> Result<(String, String), 
 
 /// The text of a depot.toml with these values, the remaining keys as comments with their defaults.
 pub fn render(keys: &'static [Key], values: &Values) -> String {
+    let chosen = Chosen::of(values).unwrap_or_default();
+    let default = |key: &Key| chosen.default(key.name).or(key.default);
     let mut text =
         String::from("# Configuration of a depotfs depot. Relative paths start at this directory.\n");
     for rows in keys.chunk_by(|a, b| a.table() == b.table()) {
@@ -86,7 +88,7 @@ pub fn render(keys: &'static [Key], values: &Values) -> String {
         }
         for key in rows {
             let _ = write!(text, "\n# {}\n", key.doc);
-            render_key(&mut text, key, values.get(key.name));
+            render_key(&mut text, key, default(key), values.get(key.name));
         }
     }
     text
@@ -100,22 +102,22 @@ fn render_list(text: &mut String, list: &str, rows: &[Key], values: &Values) {
     }
     for key in rows.iter().filter(|_| tables.is_empty()) {
         let _ = writeln!(text, "# {}", key.doc);
-        render_key(text, key, None);
+        render_key(text, key, key.default, None);
     }
     for table in tables {
         let _ = write!(text, "\n[[{list}]]\n");
         for key in rows {
             let _ = writeln!(text, "# {}", key.doc);
-            render_key(text, key, values.get(&format!("{list}[{table}].{}", key.own_name())));
+            render_key(text, key, key.default, values.get(&format!("{list}[{table}].{}", key.own_name())));
         }
     }
 }
 
-fn render_key(text: &mut String, key: &Key, value: Option<&str>) {
+fn render_key(text: &mut String, key: &Key, default: Option<&str>, value: Option<&str>) {
     let name = key.own_name();
     let _ = match value {
         Some(value) => writeln!(text, "{name} = {}", toml_of(key.kind, value)),
-        None => writeln!(text, "# {name} = {}", key.default.map_or("...".into(), |d| toml_of(key.kind, d))),
+        None => writeln!(text, "# {name} = {}", default.map_or("...".into(), |d| toml_of(key.kind, d))),
     };
 }
 

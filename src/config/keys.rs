@@ -184,6 +184,13 @@ pub const DEPOT: &[Key] = &[
         doc: "Shortest time before a shard that failed is tried again.",
     },
     Key {
+        name: "sharding.max-balancing-run-time",
+        kind: Kind::Duration,
+        default: Some("10h"),
+        doc: "Longest time that a balance takes, which moves blobs where the shards' configuration wants them; the next one \
+              goes on where it stopped.",
+    },
+    Key {
         name: "sharding.shard[].dir",
         kind: Kind::Path,
         default: None,
@@ -199,7 +206,8 @@ pub const DEPOT: &[Key] = &[
         name: "sharding.shard[].write-enabled",
         kind: Kind::Flag,
         default: Some("true"),
-        doc: "Whether the shard gets new blobs; one that does not goes on serving those it has.",
+        doc: "Whether the shard gets new blobs; one that does not is drained: it serves those it has until a balance has moved \
+              them elsewhere.",
     },
     Key {
         name: "cache-fs.cache-provider-dir",

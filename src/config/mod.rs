@@ -18,10 +18,12 @@ pub mod rechain;
 mod retry;
 mod values;
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 pub use cache_fs::CacheFs;
 pub use chain::{Chosen, FileSystem, FullDb, Layer, Shard, Sharding};
@@ -134,6 +136,8 @@ pub struct Config {
     pub log: Log,
     /// The providers that keep the blobs, outermost first.
     pub chain: Vec<Layer>,
+    /// Every key that means something with that chain and its value, in whose place a secret has a digest: for comparing.
+    pub settings: BTreeMap<String, String>,
 }
 
 /// The text of the depot.toml of `depot`.
@@ -239,6 +243,7 @@ impl Config {
             problems.extend(chosen.unused(&values));
         }
         let chosen = chosen.unwrap_or_default();
+        let values = chosen.with_defaults(&values);
         problems.extend(file::missing(keys::DEPOT, &chosen, &values));
         problems.retain(|problem| !told(&problem.key));
         let known = Known { depot, values: &values };
@@ -255,6 +260,7 @@ impl Config {
                 to: if known.get("log.to") == "syslog" { LogTo::Syslog } else { LogTo::File },
             },
             chain: chosen.providers.iter().map(|provider| known.layer(provider)).collect(),
+            settings: effective::settings(keys::DEPOT, &chosen, &values),
         };
         problems.extend(config.chain.iter().flat_map(Layer::problems));
         // What a chain that is wrong could keep is nobody's to say.
@@ -275,6 +281,15 @@ impl Config {
             ));
         }
         Ok(())
+    }
+
+    /// How long a balance may take.
+    pub fn balancing_longest(&self) -> Duration {
+        let of = |layer: &Layer| match layer {
+            Layer::Sharding(layer) => Some(layer.max_balancing_run_time),
+            _ => None,
+        };
+        self.chain.iter().find_map(of).unwrap_or_default()
     }
 
     fn chain_in_words(&self) -> String {
@@ -346,6 +361,8 @@ impl Known<'_> {
             reads_zone: self.get("sharding.read-behavior") == "zone",
             zone: self.get("sharding.zone").to_owned(),
             check_period: parse_duration(self.get("sharding.check-period")).unwrap_or_default(),
+            max_balancing_run_time: parse_duration(self.get("sharding.max-balancing-run-time"))
+                .unwrap_or_default(),
             shards: self.values.tables("sharding.shard").into_iter().map(shard).collect(),
         }
     }

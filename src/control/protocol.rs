@@ -34,6 +34,10 @@ pub enum Request {
         /// How long.
         how: Drain,
     },
+    /// Put every blob where the shards' configuration wants it.
+    Balance,
+    /// Read depot.toml again.
+    Reload,
     /// Names of the repositories with their settings.
     RepoList,
     /// Settings of one repository.
@@ -310,6 +314,8 @@ mod tests {
             Request::Flush { wait: true },
             Request::Drain { how: Drain::UntilEmpty },
             Request::Drain { how: Drain::BeforeUnmount },
+            Request::Balance,
+            Request::Reload,
             Request::RepoList,
             Request::RepoShow { repository: repository() },
             Request::RepoSet {

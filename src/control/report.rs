@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::Bytes;
+use crate::jobs::balance;
 
 /// Everything `depotfs status` shows.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -44,6 +45,35 @@ pub struct Status {
     pub damaged: Vec<Trouble>,
     /// What recovery at the start of the daemon found.
     pub reports: Vec<String>,
+    /// What the last reading of depot.toml did, if it was read again since the start.
+    pub reloaded: Option<Reloaded>,
+    /// How the balance goes that is under way, or how the last one went.
+    pub balance: Option<Balance>,
+}
+
+/// What became of a depot.toml that was read again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Reloaded {
+    /// Keys whose new value holds.
+    pub changed: Vec<String>,
+    /// Keys whose new value holds from the next mount on.
+    pub waiting: Vec<String>,
+    /// What could not be done, and why.
+    pub refused: Vec<String>,
+    /// Why nothing of it could be used.
+    pub error: Option<String>,
+}
+
+/// A balance.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Balance {
+    /// Whether it is under way.
+    pub running: bool,
+    /// What it did so far.
+    #[serde(flatten)]
+    pub report: balance::Report,
 }
 
 /// Where and how a depot is mounted.

@@ -8,12 +8,15 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use parking_lot::Mutex;
 use serde_json::Value;
 
-use super::report::{Aside, Checksums, Flushed, Located, Place, Rechained, Repository, Trouble, Verified};
+use super::report::{
+    Aside, Checksums, Flushed, Located, Place, Rechained, Reloaded, Repository, Trouble, Verified,
+};
 use super::{Answer, Bytes, Cause, Drain, Failure, Progress, Request, Target};
 use crate::change::{BlobRow, Change, Ino, Kind};
 use crate::checksum::{Checksum, hex};
 use crate::config::{Config, keys};
 use crate::filestore::{self, Filestore, Found, Verdict};
+use crate::jobs::balance::Balancer;
 use crate::text::{chain, shown};
 use crate::vfs::{self, Vfs};
 use crate::{index, metrics};
@@ -49,6 +52,12 @@ pub struct Service {
     pub flushing: Arc<AtomicBool>,
     /// When somebody who is about to unmount has waited for the queue, or did not want to.
     pub drained: Arc<Mutex<Option<Instant>>>,
+    /// Puts blobs where they should be.
+    pub balancer: Arc<Balancer>,
+    /// Reads depot.toml again.
+    pub reload: Box<dyn Fn() -> Reloaded + Send + Sync>,
+    /// What the last reading did.
+    pub reloaded: Box<dyn Fn() -> Option<Reloaded> + Send + Sync>,
 }
 
 type Done = Result<Answer, Failure>;
@@ -62,6 +71,8 @@ impl Service {
             Request::Flush { wait: true } => self.flush_and_wait(progress),
             Request::Flush { wait: false } => self.flush_meanwhile(),
             Request::Drain { how } => self.drain(how, progress),
+            Request::Balance => self.balance(progress),
+            Request::Reload => Answer::of(&(self.reload)()),
             Request::RepoList => self.list_repositories(),
             Request::RepoShow { repository } => self.show_repository(&repository),
             Request::RepoSet { repository, settings } => self.set_repository(&repository, settings),
@@ -148,6 +159,27 @@ impl Service {
             *self.drained.lock() = Some(Instant::now());
         }
         Answer::of(&left.map(super::status::queue))
+    }
+
+    /// Balances as long as somebody waits for it.
+    fn balance(&self, progress: Progress<'_>) -> Done {
+        if self.vfs.options().read_only {
+            return Err(Failure::new(Cause::Failed, "blobs cannot be moved: the depot is mounted read-only"));
+        }
+        let listening = AtomicBool::new(true);
+        let report = std::thread::scope(|scope| {
+            let run = scope.spawn(|| self.balancer.run(&|| listening.load(SeqCst)));
+            let mut next_news = Instant::now() + NEWS_PERIOD;
+            while !run.is_finished() {
+                std::thread::sleep(Duration::from_millis(2));
+                if Instant::now() >= next_news {
+                    listening.store(progress(&self.balancer.now().to_string()), SeqCst);
+                    next_news = Instant::now() + NEWS_PERIOD;
+                }
+            }
+            run.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
+        Answer::of(&report.map_err(|error| Failure::because("the blobs could not be balanced", &error))?)
     }
 
     fn flush_meanwhile(&self) -> Done {
@@ -249,6 +281,9 @@ impl Service {
             Verdict::Good { size: found, .. } => Some(format!("it has {found} bytes, the index says {size}")),
             Verdict::Altered { size: found } if found == size => Some("its bytes were altered".into()),
             Verdict::Altered { size: found } => Some(format!("it has {found} bytes instead of {size}")),
+            Verdict::SomeAltered { bad, of } => {
+                Some(format!("{bad} of its {of} copies were altered: they are made anew from another"))
+            }
             Verdict::Missing => Some("it is missing from the filestore".into()),
         };
         Answer::of(&Verified { sha1: sum.to_string(), size, wrong })

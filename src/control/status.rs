@@ -3,7 +3,7 @@
 //! What cannot be asked is said to be failing, and the rest is told all the same.
 
 use super::report::{
-    Cache, Counts, Health, IndexStatus, Layer, MountStatus, Pending, Queue, Reads, Status, Trouble,
+    Balance, Cache, Counts, Health, IndexStatus, Layer, MountStatus, Pending, Queue, Reads, Status, Trouble,
 };
 use super::service::{Service, set_aside, troubles};
 use crate::checksum::Checksum;
@@ -35,6 +35,8 @@ impl Service {
         let damaged = |(sum, why): &(Checksum, String)| Trouble { what: sum.to_string(), why: why.clone() };
         status.damaged = tree.damaged.iter().map(damaged).collect();
         status.reports.extend(tree.reports);
+        status.reloaded = (self.reloaded)();
+        status.balance = self.balancer.last().map(|(running, report)| Balance { running, report });
         status
     }
 }

@@ -22,6 +22,7 @@ mod notify;
 mod panics;
 pub mod places;
 pub mod rechain;
+mod reload;
 pub mod rooms;
 pub mod users;
 
@@ -39,11 +40,13 @@ use self::detach::Handover;
 use self::lock::Holder;
 use self::logging::Logging;
 pub use self::logging::VARIABLE as LOG_VARIABLE;
+use self::reload::Reload;
 use crate::config::Config;
 use crate::control::{self, Cause, Failure, Service, report::MountStatus};
 use crate::fuse::options::{Options, Switch};
 use crate::fuse::{Mounting, Session, watch};
 use crate::jobs;
+use crate::jobs::balance::Balancer;
 use crate::sys::{mountinfo, process};
 use crate::vfs::Vfs;
 
@@ -94,12 +97,14 @@ pub fn run(plan: &Plan, handover: Option<Handover>) -> anyhow::Result<()> {
     insist_on_passthrough(&plan.options, &vfs)?;
     let watchdog = watch::start().context("the watchdog cannot be started")?;
     vfs.store().start(!plan.options.read_only).context("the workers of the filestore cannot be started")?;
-    let jobs = jobs::start(&vfs).context("the background jobs cannot be started")?;
+    let balancer = Arc::new(Balancer::new(&vfs, config.balancing_longest()));
+    let jobs = jobs::start(&vfs, &balancer).context("the background jobs cannot be started")?;
     let drained = Arc::default();
     let stop = Stop::new(&plan.mountpoint, &vfs);
-    let server =
-        control::Server::start(&plan.depot, service(plan, config, &vfs, &logging, started, &drained))?;
-    let signals = handle_signals(&stop, &logging)?;
+    let reload = Arc::new(Reload::new(&config, &plan.mountpoint, &logging, &balancer)?);
+    let service = service(plan, config, &logging, &balancer, &reload, started, &drained);
+    let server = control::Server::start(&plan.depot, service)?;
+    let signals = handle_signals(&stop, &logging, &reload)?;
     announce(plan, handover, &logging, started);
 
     let served = session.run().context("the kernel session ended with an error");
@@ -156,8 +161,9 @@ fn insist_on_passthrough(options: &Options, vfs: &Vfs) -> anyhow::Result<()> {
 fn service(
     plan: &Plan,
     config: Config,
-    vfs: &Arc<Vfs>,
     logging: &Logging,
+    balancer: &Arc<Balancer>,
+    reload: &Arc<Reload>,
     started: Instant,
     drained: &Arc<Mutex<Option<Instant>>>,
 ) -> control::Handler {
@@ -169,16 +175,19 @@ fn service(
         read_only: plan.options.read_only,
         subdir: plan.options.subdir.clone().unwrap_or_default(),
     };
-    let logging = logging.clone();
+    let (logging, reload, again) = (logging.clone(), Arc::clone(reload), Arc::clone(reload));
     let service = Service {
-        rechain: Box::new(rechaining(config.clone(), Arc::clone(vfs))),
+        rechain: Box::new(rechaining(config.clone(), Arc::clone(balancer.vfs()))),
         config,
-        vfs: Arc::clone(vfs),
+        vfs: Arc::clone(balancer.vfs()),
         mount,
         started,
         set_log_level: Box::new(move |level| logging.set_level(level).map_err(|error| format!("{error:#}"))),
         flushing: Arc::default(),
         drained: Arc::clone(drained),
+        balancer: Arc::clone(balancer),
+        reload: Box::new(move || again.run()),
+        reloaded: Box::new(move || reload.last()),
     };
     Arc::new(move |request, progress| service.answer(request, progress))
 }
@@ -197,18 +206,25 @@ fn rechaining(
     }
 }
 
-/// SIGTERM and SIGINT stop, SIGHUP opens the log again.
-fn handle_signals(stop: &Arc<Stop>, logging: &Logging) -> anyhow::Result<signal_hook::iterator::Handle> {
+/// SIGTERM and SIGINT stop, SIGHUP opens the log and reads depot.toml again.
+fn handle_signals(
+    stop: &Arc<Stop>,
+    logging: &Logging,
+    reload: &Arc<Reload>,
+) -> anyhow::Result<signal_hook::iterator::Handle> {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("signals cannot be handled")?;
     let handle = signals.handle();
-    let (stop, logging) = (Arc::clone(stop), logging.clone());
+    let (stop, logging, reload) = (Arc::clone(stop), logging.clone(), Arc::clone(reload));
     let thread = std::thread::Builder::new().name("signals".into()).spawn(move || {
         for signal in signals.forever() {
             match signal {
-                SIGHUP => match logging.reopen() {
-                    Ok(()) => tracing::info!("log opened again"),
-                    Err(error) => tracing::error!("{error:#}"),
-                },
+                SIGHUP => {
+                    match logging.reopen() {
+                        Ok(()) => tracing::info!("log opened again"),
+                        Err(error) => tracing::error!("{error:#}"),
+                    }
+                    reload.begin();
+                }
                 _ => stop.begin(),
             }
         }

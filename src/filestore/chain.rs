@@ -1,6 +1,6 @@
 //! Chains of providers: made and opened from the inside out.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use super::full_db::FullDb;
 use super::object_store::{self, ObjectStore};
 use super::provider::Provider;
 use super::retry::{self, Retry};
-use super::sharding::{self, Choice, Shard, Sharding, Write};
+use super::sharding::{self, Choice, Shard, Sharding, Timed, Write};
 use super::volume::Volume;
 
 /// One provider of a chain, as it is configured.
@@ -98,6 +98,8 @@ pub struct Parts {
     pub cache: Option<Arc<CacheFs>>,
     /// The queue.
     pub queue: Option<Arc<Eventual>>,
+    /// Where blobs are spread over shards.
+    pub sharding: Option<Arc<Sharding>>,
     /// The bucket.
     pub objects: Option<Arc<ObjectStore>>,
 }
@@ -162,21 +164,11 @@ impl Layer {
                 parts.cache = Some(Arc::clone(&cache));
                 cache
             }
-            Layer::Sharding {
-                dir,
-                shards,
-                redundancy,
-                lenient_limit,
-                write,
-                read_zone,
-                write_zone,
-                check_period,
-            } => {
-                let shards = shards.iter().map(|shard| shard.build(depot_id, *check_period)).collect();
-                let choice = Choice::new(*write, read_zone.clone(), write_zone.clone());
-                let options =
-                    sharding::Options { redundancy: *redundancy, lenient_limit: *lenient_limit, choice };
-                Arc::new(Sharding::open(dir, depot_id, shards, options)?)
+            Layer::Sharding { dir, .. } => {
+                let (shards, options) = self.shards(depot_id);
+                let sharding = Arc::new(Sharding::open(dir, depot_id, shards, options)?);
+                parts.sharding = Some(Arc::clone(&sharding));
+                sharding
             }
             Layer::Eventual { dir, options } => {
                 let below = below.ok_or(Error::NoProvider)?;
@@ -196,6 +188,27 @@ impl Layer {
         })
     }
 
+    /// The shards of a sharding, unopened, and what is to be done with them; none of any other layer.
+    fn shards(&self, depot_id: [u8; 16]) -> (Vec<Shard>, sharding::Options) {
+        let Layer::Sharding {
+            shards,
+            redundancy,
+            lenient_limit,
+            write,
+            read_zone,
+            write_zone,
+            check_period,
+            ..
+        } = self
+        else {
+            let choice = Choice::new(Write::RoundRobin, None, None);
+            return (Vec::new(), sharding::Options { redundancy: 1, lenient_limit: 0, choice });
+        };
+        let shards = shards.iter().map(|shard| shard.build(depot_id, *check_period)).collect();
+        let choice = Choice::new(*write, read_zone.clone(), write_zone.clone());
+        (shards, sharding::Options { redundancy: *redundancy, lenient_limit: *lenient_limit, choice })
+    }
+
     /// Refuses a directory that is not there or is not this depot's. Changes nothing, so it may be in use.
     pub fn examine(&self, depot_id: [u8; 16]) -> Result<()> {
         match self {
@@ -207,9 +220,12 @@ impl Layer {
             Layer::FileSystem { dir, .. } | Layer::FullDb { dir } | Layer::Eventual { dir, .. } => {
                 Volume::examine(dir, depot_id)
             }
-            Layer::Sharding { dir, shards, .. } => {
-                Volume::examine(dir, depot_id)?;
-                shards.iter().try_for_each(|shard| Volume::examine(&shard.dir, depot_id))
+            Layer::Sharding { dir: own, shards, .. } => {
+                Volume::examine(own, depot_id)?;
+                // One that was none before is made when it is opened.
+                let made = |dir: &Path| is_nothing(dir) && sharding::is_new_in(own, dir);
+                let mut made_before = shards.iter().filter(|shard| !made(&shard.dir));
+                made_before.try_for_each(|shard| Volume::examine(&shard.dir, depot_id))
             }
             Layer::Faulty { .. } => Ok(()),
             Layer::ObjectStore(options) => Volume::examine(&options.dir, depot_id),
@@ -218,14 +234,50 @@ impl Layer {
     }
 }
 
+impl Parts {
+    /// Hands each layer its new options, as far as it can have others while it works; what could not be done, and why.
+    pub(super) fn change(
+        &self,
+        chain: &[Layer],
+        depot_id: [u8; 16],
+        wanted: &sharding::Wanted<'_>,
+    ) -> Result<Vec<String>> {
+        let mut refused = Vec::new();
+        for layer in chain {
+            match (layer, &self.sharding) {
+                (Layer::Sharding { .. }, Some(sharding)) => {
+                    let (shards, options) = layer.shards(depot_id);
+                    refused.extend(sharding.change(shards, options, wanted)?);
+                }
+                // The others take theirs at the next mount.
+                _ => {}
+            }
+        }
+        Ok(refused)
+    }
+}
+
 impl ShardOptions {
     fn build(&self, depot_id: [u8; 16], check_period: Duration) -> Shard {
         let dir = self.dir.clone();
-        let open = move || -> Result<Arc<dyn Provider>> {
-            Ok(Arc::new(FileSystem::open(&dir, depot_id, &Options::default())?))
+        let open = move |may_make: bool| -> Result<Arc<dyn Provider>> {
+            if may_make && is_nothing(&dir) {
+                FileSystem::create(&dir, depot_id, &Options::default())?;
+            }
+            let shard = FileSystem::open(&dir, depot_id, &Options::default())?;
+            Ok(match shard.is_on_network() {
+                true => Arc::new(Timed::over(dir.clone(), Arc::new(shard))),
+                false => Arc::new(shard),
+            })
         };
         Shard::new(self.dir.clone(), self.zone.clone(), self.write_enabled, check_period, Box::new(open))
     }
+}
+
+/// Whether nothing is there, or an empty directory, such as a new disk has.
+fn is_nothing(dir: &Path) -> bool {
+    let Ok(mut names) = std::fs::read_dir(dir) else { return !dir.exists() };
+    names.all(|name| name.is_ok_and(|name| name.file_name() == "lost+found"))
 }
 
 #[cfg(test)]

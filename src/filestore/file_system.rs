@@ -4,6 +4,7 @@
 //! copied. Anything else in the directory is left alone and told as a stray by a listing.
 
 use std::collections::{BTreeSet, HashSet};
+use std::ffi::OsStr;
 use std::io;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -55,6 +56,8 @@ pub struct FileSystem {
     reflink: bool,
     /// Blobs whose file the disk refused to force: the next put replaces it.
     distrusted: Mutex<HashSet<Checksum>>,
+    /// Blobs of which a whole and forced copy waits under a temporary name.
+    prepared: Mutex<HashSet<Checksum>>,
 }
 
 /// What `place` did with one blob of a batch.
@@ -103,11 +106,23 @@ impl FileSystem {
         Ok(FileSystem::over(volume, options, reflink))
     }
 
+    /// Whether it is on a network or FUSE file system, of which calls may hang.
+    pub(super) fn is_on_network(&self) -> bool {
+        self.volume.file_system().is_network()
+    }
+
     fn over(volume: Volume, options: &Options, reflink: bool) -> FileSystem {
         let volume = Arc::new(volume);
         let staging = Arc::new(StagingDir::new(Arc::clone(&volume)));
         let options = Options { blob_mode: options.blob_mode & BLOB_MODE_MASK, ..*options };
-        FileSystem { volume, staging, options, reflink, distrusted: Mutex::default() }
+        FileSystem {
+            volume,
+            staging,
+            options,
+            reflink,
+            distrusted: Mutex::default(),
+            prepared: Mutex::default(),
+        }
     }
 
     /// Puts the blob of no bytes; staging name 0 is never given out.
@@ -327,8 +342,8 @@ impl FileSystem {
         Ok(())
     }
 
-    /// Copies a blob of another provider, comparing its bytes with their checksum.
-    fn put_verified(&self, sum: &Checksum, blob: &Blob, temporary: &str) -> Result<()> {
+    /// Copies a blob of another provider under a temporary name, comparing its bytes with their checksum.
+    fn copy_verified(&self, sum: &Checksum, blob: &Blob, temporary: &str) -> Result<()> {
         self.volume.remove(temporary)?;
         let copy = self.volume.create_file(temporary, 0o600)?;
         let mut hasher = Hasher::default();
@@ -341,7 +356,11 @@ impl FileSystem {
             return Err(Error::Altered(*sum));
         }
         self.staging.dress(temporary, self.options.blob_mode, self.options.blob_owner)?;
-        copy.sync_all().doing("force", self.volume.at(temporary))?;
+        copy.sync_all().doing("force", self.volume.at(temporary))
+    }
+
+    /// Makes a blob of such a copy.
+    fn place_copy(&self, sum: &Checksum, temporary: &str) -> Result<()> {
         let path = blob_path(sum);
         self.move_into_place(temporary, &path)?;
         self.distrusted.lock().remove(sum);
@@ -366,7 +385,7 @@ impl FileSystem {
         visit: &mut Visit<'_>,
     ) -> Result<ControlFlow<()>> {
         for name in self.volume.names(folder)?.unwrap_or_default() {
-            if after.is_some_and(|after| name <= *after) {
+            if is_still_open(&name) || after.is_some_and(|after| name <= *after) {
                 continue;
             }
             let whole = self.volume.path().join(folder).join(&name);
@@ -392,7 +411,7 @@ impl FileSystem {
         /// `lost+found` is the file system's own when the directory is a mount point.
         const KNOWN: [&str; 4] = [PRE, ASIDE, MARKER, "lost+found"];
         for name in self.volume.names(HERE)?.unwrap_or_default() {
-            let known = KNOWN.iter().any(|known| name == *known);
+            let known = KNOWN.iter().any(|known| name == *known) || is_still_open(&name);
             let is_folder = (0..=u8::MAX).any(|first| name == *folder(first));
             if !known && !is_folder && visit(Listed::Stray(&self.volume.path().join(&name))).is_break() {
                 return Ok(ControlFlow::Break(()));
@@ -402,9 +421,20 @@ impl FileSystem {
     }
 }
 
+/// Whether it is what a network file system makes of a removed file that is open; it goes with the last close.
+fn is_still_open(name: &OsStr) -> bool {
+    let name = name.as_encoded_bytes();
+    name.starts_with(b".nfs") || name.starts_with(b".fuse_hidden")
+}
+
 /// Where a file waits for its name; what a crash leaves there goes at the next open.
 fn temporary_path(name: StagingName) -> String {
     format!("{PRE}/{name}.tmp")
+}
+
+/// Where a copy waits for the latch of its blob.
+fn prepared_path(sum: &Checksum) -> String {
+    format!("{PRE}/{sum}.copy.tmp")
 }
 
 impl Provider for FileSystem {
@@ -444,12 +474,31 @@ impl Provider for FileSystem {
     }
 
     fn put_copy(&self, sum: &Checksum, blob: &Blob) -> Result<()> {
+        if self.prepared.lock().remove(sum) {
+            return self.volume.noted(Work::Put, self.place_copy(sum, &prepared_path(sum)));
+        }
         let temporary = format!("{PRE}/{sum}.tmp");
-        let put = self.put_verified(sum, blob, &temporary);
+        let copied = self.copy_verified(sum, blob, &temporary);
+        let put = copied.and_then(|()| self.place_copy(sum, &temporary));
         if put.is_err() {
             tidied(self.volume.remove(&temporary));
         }
         self.volume.noted(Work::Put, put)
+    }
+
+    fn prepare_copy(&self, sum: &Checksum, blob: &Blob) -> Result<()> {
+        let path = prepared_path(sum);
+        let copied = self.copy_verified(sum, blob, &path);
+        match copied {
+            Ok(()) => drop(self.prepared.lock().insert(*sum)),
+            Err(_) => tidied(self.volume.remove(&path)),
+        }
+        self.volume.noted(Work::Put, copied)
+    }
+
+    fn forget_copy(&self, sum: &Checksum) -> Result<()> {
+        self.prepared.lock().remove(sum);
+        self.volume.remove(&prepared_path(sum)).map(drop)
     }
 
     fn detach(&self, sum: &Checksum, name: StagingName, _file: FileId) -> Result<()> {
@@ -520,7 +569,7 @@ impl Provider for FileSystem {
             file_system: Some(self.volume.file_system().name().to_owned()),
             reflink: self.reflink,
             health: failing.map_or(Health::Up, Health::Failing),
-            space: space.ok(),
+            space: space.ok().flatten(),
             owed: 0,
             cache: None,
             queue: None,

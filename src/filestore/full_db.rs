@@ -303,7 +303,7 @@ impl Provider for FullDb {
             file_system: Some(self.volume.file_system().name().to_owned()),
             reflink: false,
             health: failing.map_or(Health::Up, Health::Failing),
-            space: space.ok(),
+            space: space.ok().flatten(),
             owed: 0,
             cache: None,
             queue: None,

@@ -44,6 +44,7 @@ pub use latch::Latch;
 pub use provider::{
     Found, Health, Listed, Mended, Offer, Provider, ProviderStatus, Reach, Space, Staged, Visit,
 };
+pub use sharding::Wanted;
 pub use staging::{StagingDir, StagingReader, StagingStat, StagingWriter};
 
 use crate::change::{MountId, StagingName};
@@ -61,6 +62,8 @@ pub struct Filestore {
     reach: Reach,
     parts: Parts,
     latches: Latches,
+    /// One at a time mends a blob; taken before the latch of it.
+    mending: Latches,
 }
 
 /// What a look at every byte of a blob found.
@@ -77,6 +80,13 @@ pub enum Verdict {
     Altered {
         /// How many there are.
         size: u64,
+    },
+    /// Some of its copies are good and others not, which are made anew by the next `mend`.
+    SomeAltered {
+        /// How many are not.
+        bad: u64,
+        /// How many there are.
+        of: u64,
     },
     /// There is no such blob.
     Missing,
@@ -104,7 +114,13 @@ impl Filestore {
             let cache = Arc::clone(cache);
             queue.promote_with(Arc::new(move |sum, size, from| cache.take_over(sum, size, from)));
         }
-        Filestore { reach: provider.reach(), provider, parts, latches: Latches::default() }
+        Filestore {
+            reach: provider.reach(),
+            provider,
+            parts,
+            latches: Latches::default(),
+            mending: Latches::default(),
+        }
     }
 
     /// Starts the workers of the chain, those that upload only where that is wanted. Without them everything works, and what
@@ -406,10 +422,46 @@ impl Filestore {
         self.provider.list(after, visit)
     }
 
-    /// Makes as many good copies of a blob as there should be, and no more.
+    /// Makes as many good copies of a blob as there should be, and no more. The latch is held for a moment at the end.
     pub fn mend(&self, sum: &Checksum) -> Result<Mended> {
-        let _latch = self.latches.take(*sum);
-        self.provider.mend(sum)
+        let _one = self.mending.take(*sum);
+        let mut latch = None;
+        let mut hold = || {
+            latch.get_or_insert_with(|| self.latches.take(*sum));
+        };
+        match &self.parts.sharding {
+            Some(sharding) => sharding.mend_holding(sum, &mut hold),
+            None => {
+                hold();
+                self.provider.mend(sum)
+            }
+        }
+    }
+
+    /// Whether `mend` would find something to do, as far as the sizes of copies tell.
+    pub fn needs_mending(&self, sum: &Checksum, size: u64) -> bool {
+        self.parts.sharding.as_ref().is_some_and(|sharding| sharding.needs_mending(sum, size))
+    }
+
+    /// Whether blobs may lie elsewhere than the configuration wants since it was changed.
+    pub fn is_balance_due(&self) -> bool {
+        self.parts.sharding.as_ref().is_some_and(|sharding| sharding.is_balance_due())
+    }
+
+    /// The arrangement of shards that a balance which begins now is for; `None` where there are none.
+    pub fn arrangement(&self) -> Option<String> {
+        self.parts.sharding.as_ref().map(|sharding| sharding.arrangement())
+    }
+
+    /// Remembers that all blobs are where they should be with this arrangement.
+    pub fn set_balanced(&self, arrangement: &str) -> Result<()> {
+        self.parts.sharding.as_ref().map_or(Ok(()), |sharding| sharding.set_balanced(arrangement))
+    }
+
+    /// From now on the options of `chain`, as far as its layers can have others while they work; what could not be done, and
+    /// why.
+    pub fn change(&self, chain: &[Layer], depot_id: [u8; 16], wanted: &Wanted<'_>) -> Result<Vec<String>> {
+        self.parts.change(chain, depot_id, wanted)
     }
 
     /// Blobs after `after` that are known to need `mend`, in order, at most `limit`.
@@ -423,8 +475,27 @@ impl Filestore {
         blob.digest(|| true).doing("read all of blob", sum.to_string())
     }
 
-    /// Reads every byte of a blob and compares: by BLAKE3 where the caller knows it, which is faster, else by SHA-1.
+    /// Reads every byte of a blob, of each copy where there are several, and compares: by BLAKE3 where the caller knows it,
+    /// which is faster, else by SHA-1.
     pub fn verify(&self, sum: &Checksum, blake3: Option<&[u8; 32]>) -> Result<Verdict> {
+        let Some(sharding) = &self.parts.sharding else { return self.verify_one(sum, blake3) };
+        let (mut good, mut of) = (0, 0);
+        for blob in sharding.open_all(sum) {
+            let (is_good, _) = look_at(&blob, sum, blake3).doing("read all of blob", sum.to_string())?;
+            // What is a writer's by now was nobody's copy.
+            if is_good || self.is_still(sum, &blob)? {
+                good += u64::from(is_good);
+                of += 1;
+            }
+        }
+        if good == of || good == 0 {
+            return self.verify_one(sum, blake3);
+        }
+        sharding.owe(sum)?;
+        Ok(Verdict::SomeAltered { bad: of - good, of })
+    }
+
+    fn verify_one(&self, sum: &Checksum, blake3: Option<&[u8; 32]>) -> Result<Verdict> {
         loop {
             let Some(blob) = self.open_stored(sum, None)? else { return Ok(Verdict::Missing) };
             let size = blob.size();

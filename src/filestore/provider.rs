@@ -63,6 +63,17 @@ pub trait Provider: fmt::Debug + Send + Sync + 'static {
     /// way: what is not what its name says is [`Error::Altered`](super::Error::Altered) and is not passed on.
     fn put_copy(&self, sum: &Checksum, blob: &Blob) -> Result<()>;
 
+    /// Does what takes long of a `put_copy` that follows, in which the caller holds the latch as here it does not. Nothing of
+    /// it is seen but by `forget_copy`, after which it is gone. One at a time for a blob.
+    fn prepare_copy(&self, _sum: &Checksum, _blob: &Blob) -> Result<()> {
+        Ok(())
+    }
+
+    /// What was prepared is not wanted any more, if any is left.
+    fn forget_copy(&self, _sum: &Checksum) -> Result<()> {
+        Ok(())
+    }
+
     /// Turns a blob's file, which is `file`, into the staging file `name`, and puts a durable copy of it under the blob's
     /// name.
     ///

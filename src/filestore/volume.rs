@@ -235,16 +235,12 @@ impl Volume {
         &self.file_system
     }
 
-    /// Room of its file system.
-    pub(super) fn space(&self) -> Result<Space> {
+    /// Room of its file system; `None` where what it answers cannot be.
+    pub(super) fn space(&self) -> Result<Option<Space>> {
         let found = fstatvfs(&self.root).doing("find the free space of", &self.path)?;
-        Ok(Space {
-            capacity: found.blocks() * found.fragment_size(),
-            free: found.blocks_free() * found.fragment_size(),
-            available: found.blocks_available() * found.fragment_size(),
-            inodes: found.files(),
-            inodes_free: found.files_free(),
-        })
+        let blocks = [found.blocks(), found.blocks_free(), found.blocks_available()];
+        let files = [found.files(), found.files_free()];
+        Ok(believable(blocks, found.fragment_size(), files, self.file_system.is_network()))
     }
 
     /// Notes how a piece of work ended, for `failing`, and hands the outcome on.
@@ -306,7 +302,18 @@ impl Volume {
 
     /// Gives a file a second name that nothing has yet.
     pub(super) fn try_link(&self, from: &str, to: &str) -> io::Result<()> {
-        Ok(linkat(&self.root, from, &self.root, to, AtFlags::empty())?)
+        let linked = linkat(&self.root, from, &self.root, to, AtFlags::empty()).map_err(io::Error::from);
+        match linked.and_then(|()| failpoint::call("link.answered")) {
+            // Over a network the answer may be that to a call sent again, of which the first one did it.
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists && self.is_one_file(from, to) => Ok(()),
+            linked => linked,
+        }
+    }
+
+    /// Whether two names are of one file.
+    fn is_one_file(&self, one: &str, two: &str) -> bool {
+        let file = |path: &str| self.stat(path).ok().flatten().map(|found| (found.st_dev, found.st_ino));
+        file(one).is_some_and(|one| file(two) == Some(one))
     }
 
     /// Gives a file of another directory a second name here, that nothing has yet.
@@ -321,7 +328,32 @@ impl Volume {
 
     /// Moves a name, replacing what has it.
     pub(super) fn rename(&self, from: &str, to: &str) -> Result<()> {
-        renameat(&self.root, from, &self.root, to).doing("rename into place", self.at(to))
+        let renamed = || {
+            renameat(&self.root, from, &self.root, to)?;
+            failpoint::call("rename.answered")
+        };
+        if !self.asks_twice() {
+            return renamed().doing("rename into place", self.at(to));
+        }
+        let file = |path: &str| Ok::<_, Error>(self.stat(path)?.map(|found| (found.st_dev, found.st_ino)));
+        let moved = file(from)?;
+        match renamed() {
+            // As with a link: the first of two calls did it.
+            Err(e)
+                if e.kind() == io::ErrorKind::NotFound
+                    && moved.is_some()
+                    && file(from)?.is_none()
+                    && file(to)? == moved =>
+            {
+                Ok(())
+            }
+            renamed => renamed.doing("rename into place", self.at(to)),
+        }
+    }
+
+    /// Whether a call may be sent to a server twice, and the second answer be the one that is heard.
+    fn asks_twice(&self) -> bool {
+        self.file_system.is_network()
     }
 
     /// Removes a name; whether there was one.
@@ -431,6 +463,23 @@ impl Volume {
     }
 }
 
+/// The room that these answers of statvfs(3) tell, `[in all, free, available]` in blocks and `[in all, free]` in inodes.
+///
+/// Some file systems answer nonsense: nothing at all, more free than there is, numbers that were negative, or, before an
+/// object store, some round number of petabytes of which nothing is ever used.
+fn believable(blocks: [u64; 3], block_bytes: u64, files: [u64; 2], network: bool) -> Option<Space> {
+    const NO_DISK_BYTES: u64 = 1 << 60;
+    const NO_SERVER_BYTES: u64 = 1 << 50;
+    let [capacity, free, available] = blocks.map(|blocks| blocks.checked_mul(block_bytes));
+    let (capacity, free, available) = (capacity?, free?, available?);
+    let made_up = network && capacity >= NO_SERVER_BYTES && free == capacity;
+    if capacity == 0 || capacity >= NO_DISK_BYTES || free > capacity || available > free || made_up {
+        return None;
+    }
+    let [inodes, inodes_free] = if files[1] > files[0] { [0, 0] } else { files };
+    Some(Space { capacity, free, available, inodes, inodes_free })
+}
+
 /// The end of taking back what a failed call had begun: that call's error is what is told, so this one is for the log.
 pub(super) fn tidied<T>(outcome: Result<T>) {
     if let Err(error) = outcome {
@@ -441,5 +490,30 @@ pub(super) fn tidied<T>(outcome: Result<T>) {
 impl AsFd for Volume {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_room_that_can_be_is_believed() {
+        let (gb, files) = (1 << 18, [100, 50]);
+        let room =
+            |blocks, network| believable(blocks, 4096, files, network).map(|space| space.available >> 30);
+        assert_eq!(room([8 * gb, 4 * gb, 3 * gb], false), Some(3));
+        assert_eq!(room([8 * gb, 8 * gb, 8 * gb], true), Some(8), "an empty one");
+        assert_eq!(room([0, 0, 0], false), None, "nothing at all");
+        assert_eq!(room([8 * gb, 9 * gb, 3 * gb], false), None, "more free than there is");
+        assert_eq!(room([8 * gb, 4 * gb, 5 * gb], false), None);
+        assert_eq!(room([8 * gb, 4 * gb, u64::MAX - 5], false), None, "negative");
+        assert_eq!(room([u64::MAX / 4096, 0, 0], false), None);
+        let petabyte = 1 << 38;
+        assert_eq!(room([petabyte, petabyte, petabyte], true), None, "made up");
+        assert_eq!(room([petabyte, petabyte / 2, petabyte / 2], true), Some(1 << 19));
+        assert_eq!(room([petabyte, petabyte, petabyte], false), Some(1 << 20));
+        let space = believable([gb, 0, 0], 4096, [1, u64::MAX], false).unwrap();
+        assert_eq!((space.inodes, space.inodes_free), (0, 0));
     }
 }

@@ -1,5 +1,6 @@
 //! Work that nobody waits for: a table of plain functions, each on a thread of its own.
 
+pub mod balance;
 pub mod check;
 pub mod rechain;
 
@@ -9,6 +10,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use self::balance::Balancer;
 use self::quiet::Quiet;
 use crate::vfs::seal::{SEAL_AFTER, SEAL_BATCH};
 use crate::vfs::{GoOn, Result, Vfs};
@@ -78,12 +80,16 @@ impl Drop for Jobs {
 }
 
 /// Starts the jobs that the mount has.
-pub fn start(vfs: &Arc<Vfs>) -> io::Result<Jobs> {
+pub fn start(vfs: &Arc<Vfs>, balancer: &Arc<Balancer>) -> io::Result<Jobs> {
     let read_only = vfs.options().read_only;
     let mut workers = Vec::with_capacity(JOBS.len());
     for job in JOBS.iter().filter(|job| job.on_read_only || !read_only) {
         let vfs = vfs.clone();
         workers.push(Worker::start(job.name, move |signal| rounds(job, &vfs, signal))?);
+    }
+    if !read_only {
+        let balancer = Arc::clone(balancer);
+        workers.push(Worker::start("balance", move |signal| balancer.watch(signal))?);
     }
     Ok(Jobs { workers })
 }

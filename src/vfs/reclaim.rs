@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use crate::change::{BlobRow, Change};
+use crate::checksum::Checksum;
 use crate::failpoint;
-use crate::filestore::{Aside, KEPT_FOR};
+use crate::filestore::{Aside, KEPT_FOR, Mended};
 use crate::vfs::{Error, GoOn, Result, Vfs, now};
 
 /// A blob stays this long after its last reference went: a build often writes the same content again at once.
@@ -64,6 +65,13 @@ impl Vfs {
         Ok((blobs, bytes))
     }
 
+    /// Makes as many copies of a blob as there should be, and no more. Jobs do this.
+    pub fn mend(&self, sum: &Checksum) -> Result<Mended> {
+        // A surplus copy that somebody has open stays, and we are nobody.
+        self.descriptors.forget_blob(sum);
+        Ok(self.store.mend(sum)?)
+    }
+
     /// Makes copies of blobs that have too few. A job does this.
     pub fn mend_owed(&self, go_on: GoOn<'_>) -> Result<()> {
         let (mut after, mut failure) = (None, None);
@@ -76,12 +84,12 @@ impl Vfs {
                     return Ok(());
                 }
                 // One that cannot be mended does not hold up the others.
-                if let Err(error) = self.store.mend(&sum) {
+                if let Err(error) = self.mend(&sum) {
                     failure.get_or_insert(error);
                 }
             }
         }
-        failure.map_or(Ok(()), |error| Err(error.into()))
+        failure.map_or(Ok(()), Err)
     }
 
     /// Deletes set-aside bytes after their time, and tells what they were. A job does this.

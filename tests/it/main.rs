@@ -12,6 +12,7 @@ mod sys;
 
 mod acl;
 mod attributes;
+mod balance;
 mod boundary;
 mod cache;
 mod check;
@@ -43,6 +44,7 @@ mod locks;
 mod mappings;
 mod model;
 mod namespace;
+mod network_disks;
 mod objects;
 #[cfg(debug_assertions)]
 mod outage;
@@ -51,6 +53,7 @@ mod privileges;
 mod programs;
 mod races;
 mod rechain;
+mod reload;
 mod rename;
 mod repositories;
 mod requests;

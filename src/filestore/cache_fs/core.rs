@@ -272,9 +272,7 @@ impl Core {
         // What is arriving may not be on the disk yet.
         let wanted = self.options.free_bytes_min + taken.arriving + room;
         let short = match self.dirs[dir].volume().space() {
-            Ok(space) if space.capacity > 0 && space.available <= space.capacity => {
-                wanted.saturating_sub(space.available)
-            }
+            Ok(Some(space)) => wanted.saturating_sub(space.available),
             // A file system that answers nonsense is not asked.
             _ => 0,
         };

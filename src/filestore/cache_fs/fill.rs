@@ -179,7 +179,7 @@ impl Core {
     /// Evicts what others need of the disk.
     fn keep_free(&self) {
         let short = |dir: &FileSystem| {
-            let space = dir.volume().space().ok().filter(|space| space.capacity > 0)?;
+            let space = dir.volume().space().ok()??;
             Some(self.options.free_bytes_min.saturating_sub(space.available))
         };
         let short = self.dirs.iter().filter_map(short).max().unwrap_or(0);

@@ -319,7 +319,7 @@ impl Queue {
     /// Bytes that are free on the disk; `None` when it cannot be told. A disk is full within a moment, so it is asked each
     /// time, which costs less than two microseconds.
     fn free(&self) -> Option<u64> {
-        self.staging.volume.space().ok().map(|space| space.available)
+        self.staging.volume.space().ok()?.map(|space| space.available)
     }
 }
 

@@ -33,6 +33,11 @@ impl Choice {
         Choice { write, read_zone, write_zone, next: AtomicUsize::new(0) }
     }
 
+    /// The same choice, from the beginning.
+    pub fn again(&self) -> Choice {
+        Choice::new(self.write, self.read_zone.clone(), self.write_zone.clone())
+    }
+
     /// Numbers of all shards, in the order in which they are asked for a blob.
     pub fn to_read(&self, shards: &[Shard]) -> Vec<usize> {
         let mut order = self.rotated(shards.len());
@@ -43,10 +48,13 @@ impl Choice {
     /// Numbers of those that take blobs, the best first.
     pub fn to_write(&self, shards: &[Shard]) -> Vec<usize> {
         let room = |i: &usize| {
-            let space = shards[*i].writable()?.status().space;
-            Some(match (self.write, space) {
-                (Write::RoundRobin, _) => 0,
-                (_, None) => 0,
+            let provider = shards[*i].writable()?;
+            if self.write == Write::RoundRobin {
+                return Some(0);
+            }
+            // Where it cannot be told, the others come first.
+            Some(match (self.write, provider.status().space) {
+                (Write::RoundRobin, _) | (_, None) => 0,
                 (Write::FreeSpace, Some(space)) => space.available,
                 (Write::PercentageFreeSpace, Some(space)) => {
                     (u128::from(space.available) * 1_000_000 / u128::from(space.capacity.max(1))) as u64

@@ -1,19 +1,29 @@
 //! One shard: a provider that may be away for a while.
 
-use std::path::PathBuf;
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 use super::super::error::{Error, Result};
 use super::super::provider::Provider;
+use super::timed::within;
+use crate::change::MountId;
 use crate::checksum::Checksum;
+use crate::sys::boot::mount_id;
 use crate::sys::content::is_shortage;
 use crate::text::chain;
 
-/// Opens a shard's provider, again when it comes back.
-pub type Opener = Box<dyn Fn() -> Result<Arc<dyn Provider>> + Send + Sync>;
+/// How long its directory is waited for.
+const OPEN_LONGEST: Duration = Duration::from_secs(10);
+
+/// Opens a shard's provider, again when it comes back; with `true` it is made where there is nothing yet.
+pub type Opener = Box<dyn Fn(bool) -> Result<Arc<dyn Provider>> + Send + Sync>;
 
 /// See above.
 pub struct Shard {
@@ -25,17 +35,43 @@ pub struct Shard {
     pub write_enabled: bool,
     /// Shortest time before a shard that failed is tried again.
     pub check_period: Duration,
+    disk: Arc<Disk>,
+}
+
+/// What stays the same when a shard is configured anew.
+struct Disk {
     opener: Opener,
+    /// It was no shard before, so it may be made.
+    is_new: AtomicBool,
+    /// Counts the threads that are opening it.
+    opening: Arc<()>,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
     provider: Option<Arc<dyn Provider>>,
+    /// Where the directory was when it was opened.
+    place: Option<Place>,
     /// It is set aside since then, and why.
     away: Option<(Instant, String)>,
+    /// It did not answer in time, so that nobody but a thread of its own asks again.
+    late: bool,
     /// It takes nothing since then, and why.
     refuses: Option<(Instant, String)>,
+}
+
+/// Which directory a path leads to: another one where a disk is mounted over it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Place {
+    ino: u64,
+    mount: MountId,
+}
+
+impl Place {
+    fn of(dir: &Path) -> Option<Place> {
+        Some(Place { ino: fs::metadata(dir).ok()?.ino(), mount: mount_id(dir).ok()? })
+    }
 }
 
 impl Shard {
@@ -47,7 +83,32 @@ impl Shard {
         check_period: Duration,
         opener: Opener,
     ) -> Shard {
-        Shard { dir, zone, write_enabled, check_period, opener, state: Mutex::default() }
+        let disk =
+            Disk { opener, is_new: AtomicBool::new(false), opening: Arc::default(), state: Mutex::default() };
+        Shard { dir, zone, write_enabled, check_period, disk: Arc::new(disk) }
+    }
+
+    /// This shard, configured as another one of the same directory is.
+    pub fn configured_as(&self, other: &Shard) -> Shard {
+        let Shard { dir, zone, write_enabled, check_period, .. } = other;
+        let (dir, zone) = (dir.clone(), zone.clone());
+        Shard {
+            dir,
+            zone,
+            write_enabled: *write_enabled,
+            check_period: *check_period,
+            disk: Arc::clone(&self.disk),
+        }
+    }
+
+    /// This shard, taking nothing any more.
+    pub fn drained(&self) -> Shard {
+        Shard { write_enabled: false, ..self.configured_as(self) }
+    }
+
+    /// It was no shard of the depot before: its directory is made when it is opened, if there is none or an empty one.
+    pub fn call_new(&self) {
+        self.disk.is_new.store(true, Ordering::SeqCst);
     }
 
     /// Its provider, unless it is away. After the check period it is tried again by whoever asks first.
@@ -55,39 +116,100 @@ impl Shard {
     /// What was opened once is kept: it remembers which staging files its disk has refused.
     pub fn get(&self) -> Option<Arc<dyn Provider>> {
         {
-            let mut guard = self.state.lock();
+            let mut guard = self.disk.state.lock();
             let state = &mut *guard;
             match &mut state.away {
                 Some((since, _)) if since.elapsed() < self.check_period => return None,
+                Some((since, _)) if state.late => {
+                    *since = Instant::now();
+                    drop(guard);
+                    self.try_again_later();
+                    return None;
+                }
                 // The others go on without it meanwhile.
                 Some((since, _)) => *since = Instant::now(),
                 None if state.provider.is_some() => return state.provider.clone(),
                 None => state.away = Some((Instant::now(), "it is being opened".into())),
             }
         }
-        let known = self.state.lock().provider.clone();
-        let opened = match known {
-            Some(provider) => provider.stat(&Checksum::EMPTY).map(|_| provider),
-            None => (self.opener)(),
-        };
-        let mut state = self.state.lock();
-        match opened {
-            Ok(provider) => {
-                state.away = None;
+        self.try_now()
+    }
+
+    /// As soon as it answers, which may take a while.
+    fn try_again_later(&self) {
+        if Arc::strong_count(&self.disk.opening) > 1 {
+            return; // Somebody waits for it already.
+        }
+        let shard = self.configured_as(self);
+        let thread = std::thread::Builder::new().name("shard".into()).spawn(move || drop(shard.try_now()));
+        if let Err(error) = thread {
+            tracing::warn!(%error, "shard {} cannot be tried again", self.dir.display());
+        }
+    }
+
+    fn try_now(&self) -> Option<Arc<dyn Provider>> {
+        match self.try_again() {
+            Ok((provider, place)) => {
+                let mut state = self.disk.state.lock();
+                (state.away, state.late) = (None, false);
+                state.place = place;
                 state.provider = Some(Arc::clone(&provider));
                 Some(provider)
             }
             Err(error) => {
                 tracing::warn!("shard {} cannot be used: {}", self.dir.display(), chain(&error));
-                state.away = Some((Instant::now(), chain(&error)));
+                self.set_aside(&error);
                 None
             }
         }
     }
 
+    /// The provider that it has, if it works, or another one where the directory is another one now.
+    fn try_again(&self) -> Result<(Arc<dyn Provider>, Option<Place>)> {
+        let (known, was) = {
+            let state = self.disk.state.lock();
+            (state.provider.clone(), state.place)
+        };
+        let now = self.within(|dir, _| Ok(Place::of(dir)))?;
+        match known {
+            Some(provider) if now == was || now.is_none() || has_staging_files(&*provider) => {
+                match sound(&self.dir, &*provider) {
+                    // The server forgot the directory under this descriptor.
+                    Err(error) if is_io(&error, ErrorKind::StaleNetworkFileHandle) => self.open_anew(),
+                    sound => sound.map(|()| (provider, was)),
+                }
+            }
+            None => self.open_anew(),
+            Some(_) => {
+                tracing::info!("shard {} is another directory now, and is opened anew", self.dir.display());
+                self.open_anew()
+            }
+        }
+    }
+
+    fn open_anew(&self) -> Result<(Arc<dyn Provider>, Option<Place>)> {
+        let (opened, place) = self.within(|dir, disk| {
+            let opened = (disk.opener)(disk.is_new.load(Ordering::SeqCst))?;
+            sound(dir, &*opened)?;
+            // It may have been made just now.
+            Ok((opened, Place::of(dir)))
+        })?;
+        self.disk.is_new.store(false, Ordering::SeqCst);
+        Ok((opened, place))
+    }
+
+    /// Does what may hang where the directory is a dead server's; nobody waits for that longer than a moment.
+    fn within<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Path, &Disk) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let (dir, disk) = (self.dir.clone(), Arc::clone(&self.disk));
+        within(&self.dir, &self.disk.opening, OPEN_LONGEST, move || work(&dir, &disk))
+    }
+
     /// Its provider as far as it is known, without a look at the disk.
     pub fn known(&self) -> Option<Arc<dyn Provider>> {
-        self.state.lock().provider.clone()
+        self.disk.state.lock().provider.clone()
     }
 
     /// Its provider, if it takes new blobs.
@@ -96,7 +218,7 @@ impl Shard {
             return None;
         }
         {
-            let mut state = self.state.lock();
+            let mut state = self.disk.state.lock();
             match &state.refuses {
                 Some((since, _)) if since.elapsed() < self.check_period => return None,
                 _ => state.refuses = None,
@@ -109,7 +231,22 @@ impl Shard {
     pub fn read_failed(&self, error: &Error) {
         if is_of_the_disk(error) {
             tracing::warn!("shard {} is set aside: {}", self.dir.display(), chain(error));
-            self.state.lock().away = Some((Instant::now(), chain(error)));
+            self.set_aside(error);
+        }
+    }
+
+    fn set_aside(&self, error: &Error) {
+        let mut state = self.disk.state.lock();
+        state.away = Some((Instant::now(), chain(error)));
+        state.late = is_io(error, ErrorKind::TimedOut);
+    }
+
+    /// It lacks what it should have: it is set aside if it lacks everything.
+    pub fn suspect(&self) {
+        if let Some(provider) = self.get()
+            && let Err(error) = sound(&self.dir, &*provider)
+        {
+            self.read_failed(&error);
         }
     }
 
@@ -117,13 +254,13 @@ impl Shard {
     pub fn write_failed(&self, error: &Error) {
         if is_of_the_disk(error) {
             tracing::warn!("shard {} gets no blobs for now: {}", self.dir.display(), chain(error));
-            self.state.lock().refuses = Some((Instant::now(), chain(error)));
+            self.disk.state.lock().refuses = Some((Instant::now(), chain(error)));
         }
     }
 
     /// Why it does not work, as far as is known.
     pub fn trouble(&self) -> Option<String> {
-        let state = self.state.lock();
+        let state = self.disk.state.lock();
         state.away.as_ref().or(state.refuses.as_ref()).map(|(_, why)| why.clone())
     }
 }
@@ -134,6 +271,28 @@ impl std::fmt::Debug for Shard {
             .field("dir", &self.dir)
             .field("trouble", &self.trouble())
             .finish_non_exhaustive()
+    }
+}
+
+/// Whether somebody may still want what is written there.
+fn has_staging_files(provider: &dyn Provider) -> bool {
+    // One that cannot even be listed gives nothing out any more.
+    provider.staging_dirs().iter().any(|dir| dir.names().is_ok_and(|names| !names.is_empty()))
+}
+
+fn is_io(error: &Error, kind: ErrorKind) -> bool {
+    matches!(error, Error::Io { source, .. } if source.kind() == kind)
+}
+
+/// Refuses a directory that was emptied: every shard is made with the blob of no bytes.
+fn sound(dir: &Path, provider: &dyn Provider) -> Result<()> {
+    match provider.stat(&Checksum::EMPTY)? {
+        Some(_) => Ok(()),
+        None => Err(Error::NotADepotDirectory {
+            dir: dir.to_owned(),
+            why: "its blobs are gone, even the one of no bytes (was it emptied, or its disk unmounted?)"
+                .into(),
+        }),
     }
 }
 

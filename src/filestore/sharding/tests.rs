@@ -113,7 +113,7 @@ impl Fixture {
         let disks: Vec<Arc<Breakable>> = (0..plan.shards).map(disk).collect();
         let shard = |(i, disk): (usize, &Arc<Breakable>)| {
             let (disk, enabled) = (Arc::clone(disk), plan.drained != Some(i));
-            let opener: Opener = Box::new(move || {
+            let opener: Opener = Box::new(move |_| {
                 disk.check(&disk.reads)?;
                 Ok(disk.clone())
             });
@@ -351,8 +351,9 @@ fn a_shard_that_takes_nothing_has_made_no_copy() {
     let (sum, offer) = staged(&fixture.sharding, b"not stored");
     let of_shard = HashMap::from([(0, vec![0])]);
     let error = Error::Io { doing: "put", path: "full".into(), source: io::Error::other("full") };
-    fixture.sharding.shards[0].write_failed(&error);
-    let outcomes = fixture.sharding.put_on(&[(sum, offer)], &of_shard);
+    let plan = fixture.sharding.plan();
+    plan.shards[0].write_failed(&error);
+    let outcomes = plan.put_on(&[(sum, offer)], &of_shard);
     assert!(outcomes[0].1.is_err());
     assert_eq!(fixture.holders(&sum), [0; 0]);
 }
@@ -377,11 +378,19 @@ fn a_surplus_is_removed_only_from_good_copies() {
 
 #[test]
 fn the_nearest_zone_is_read_and_written_first() {
-    let mut fixture = Fixture::new(Plan { shards: 4, redundancy: 2, lenient_limit: 1, drained: None });
-    fixture.sharding.choice = Choice::new(Write::FreeSpace, Some("zone1".into()), Some("zone1".into()));
+    let fixture = Fixture::new(Plan { shards: 4, redundancy: 2, lenient_limit: 1, drained: None });
+    let zone = || Some("zone1".to_owned());
+    let plan = fixture.sharding.plan();
+    let shards = plan.shards.iter().map(|shard| shard.configured_as(shard)).collect();
+    let choice = Choice::new(Write::FreeSpace, zone(), zone());
+    let options = Options { redundancy: 2, lenient_limit: 1, choice };
+    fixture.sharding.set_plan(plan::Plan::new(shards, options));
+    let plan = fixture.sharding.plan();
     for i in 0..5_u8 {
         let sum = put(&fixture.sharding, &[i; 10]);
         assert_eq!(fixture.holders(&sum), [1, 3]);
-        assert!([1, 3].contains(&fixture.sharding.choice.to_read(&fixture.sharding.shards)[0]));
+        assert!([1, 3].contains(&plan.choice.to_read(&plan.shards)[0]));
     }
 }
+
+mod live;

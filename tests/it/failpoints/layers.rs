@@ -5,7 +5,7 @@ use crate::eventual::{faults, queued, sealed, stored};
 use crate::harness::{Depot, Driver, Mode, Server, Speaks, Steered, eventually, guarded, scratch};
 
 pub const DATABASE: &[&str] = &["db.put", "db.committed"];
-pub const SHARDS: &[&str] = &["shards.put", "shards.mended"];
+pub const SHARDS: &[&str] = &["shards.put", "shards.prepared", "rename.answered", "shards.mended"];
 pub const OBJECTS: &[&str] = &["objects.parts", "objects.put"];
 pub const CACHE_WRITTEN: &[&str] = &["cache.put", "cache.linked"];
 pub const CACHE_READ: &[&str] = &["cache.open", "cache.begun", "cache.fetch", "cache.force", "cache.named"];
@@ -56,7 +56,7 @@ fn dies_putting_on_shards() {
             let mut driver = Driver::new(&depot.depot.path("repo"), number, logs.path());
             driver.file("old", &driver.noise(9, 40_000)).unwrap();
             depot.flush();
-            if *point == "shards.mended" {
+            if *point != "shards.put" {
                 // One of its copies is lost, which its readers notice.
                 let sum = depot.depot.checksum(&format!("repo/program{number}/old"));
                 std::fs::remove_file(depot.depot.blob(&sum)).unwrap();

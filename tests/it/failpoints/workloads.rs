@@ -141,6 +141,7 @@ pub const WORKLOADS: &[Workload] = &[
             "seal.reverted",
             "put.dressed",
             "put.link",
+            "link.answered",
             "put.linked",
             "put.linked@2",
             "put.forced",
@@ -207,7 +208,14 @@ pub const WORKLOADS: &[Workload] = &[
             driver.close("read")
         },
         points: &[],
-        passthrough: &["detach.linked", "detach.copied", "detach.renamed", "detach.forced", "swap.detached"],
+        passthrough: &[
+            "detach.linked",
+            "detach.copied",
+            "detach.renamed",
+            "detach.forced",
+            "staging.own",
+            "swap.detached",
+        ],
         cached: &[],
     },
     Workload {
