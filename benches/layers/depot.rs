@@ -32,20 +32,14 @@ pub struct Depot {
 }
 
 impl Depot {
-    /// Makes an empty depot with these settings in `place`.
-    pub fn init(program: &Path, place: &Path, settings: &[String]) -> Result<Depot> {
+    /// Makes an empty depot with these settings in `place`, mounts it, and makes its repositories.
+    pub fn new(program: &Path, place: &Path, settings: &[String]) -> Result<Depot> {
         let (dir, mountpoint) = (place.join("depot"), place.join("mnt"));
         fs::create_dir_all(&mountpoint)?;
         let depot = Depot { program: program.into(), place: place.into(), dir, mountpoint };
         let mut args = vec!["init", depot.dir_str()?];
         args.extend(settings.iter().flat_map(|setting| ["--set", setting.as_str()]));
         run(program, &args)?;
-        Ok(depot)
-    }
-
-    /// Makes one, mounts it, and makes its repositories.
-    pub fn new(program: &Path, place: &Path, settings: &[String]) -> Result<Depot> {
-        let depot = Depot::init(program, place, settings)?;
         depot.mount()?;
         for name in [REPOSITORY, STRICT] {
             fs::create_dir(depot.mountpoint.join(name))?;
@@ -116,7 +110,13 @@ impl Depot {
         self.umount()?;
         self.mount()?;
         self.flush()?;
-        self.cli(&["cache", "drop", self.dir_str()?, "--all"])?;
+        let begun = Instant::now();
+        // What somebody has open stays: the daemon itself may look at a blob when it has begun.
+        while self.cached()? > 0 {
+            ensure!(begun.elapsed() < PATIENCE, "blobs stay in the cache");
+            self.cli(&["cache", "drop", self.dir_str()?, "--all"])?;
+            sleep(Duration::from_millis(20));
+        }
         sys::drop_caches()
     }
 
@@ -132,10 +132,17 @@ impl Depot {
         bail!("files of the depot stay unsealed")
     }
 
+    /// Has all checksums of a file computed, so that no job reads it some time later.
+    pub fn checksum(&self, path: &Path) -> Result<()> {
+        let path = path.to_str().context("the scratch directory is not UTF-8")?;
+        self.cli(&["blob", "checksum", self.dir_str()?, path]).map(drop)
+    }
+
     /// Waits until everything closed is a blob, wherever that is.
-    pub fn sealed(&self) -> Result<()> {
+    pub fn sealed(&self, go_on: impl Fn() -> Result<()>) -> Result<()> {
         let begun = Instant::now();
         while self.pending()? > 0 {
+            go_on()?;
             ensure!(begun.elapsed() < PATIENCE, "files of the depot stay unsealed");
             sleep(Duration::from_millis(200));
         }

@@ -67,7 +67,7 @@ fn empty_queue(turn: &mut Turn<'_>, lab: &Lab, depot: &Depot, count: u64) -> Res
     let dir = depot.repository().join(unused("drained"));
     fs::create_dir(&dir)?;
     files::make_files(&dir, count, BYTES, files::unique())?;
-    depot.sealed()?;
+    depot.sealed(|| turn.run.go_on())?;
     let queued = depot.queued()?;
     ensure!(queued == count, "{queued} blobs are in the queue instead of {count}");
     depot.umount_now()?;

@@ -33,7 +33,9 @@ pub fn read(course: &mut Course<'_>) -> Result<()> {
     })?;
     let depot = course.set_up(Peer::Depotfs, || {
         let depot = lab.depot("depot")?;
-        files::write_noise(&depot.repository().join("large"), 2, len, MIB as usize)?;
+        let path = depot.repository().join("large");
+        files::write_noise(&path, 2, len, MIB as usize)?;
+        depot.checksum(&path)?;
         depot.flush()?;
         Ok(depot)
     })?;
@@ -114,8 +116,11 @@ fn read_all(path: &Path, len: u64) -> Result<Duration> {
 
 /// The first read: its first bytes, and all of them. Fails when the far side was not asked for all of them.
 fn first(turn: &mut Turn<'_>, lab: &Lab, path: &Path, len: u64, client: Client<'_>) -> Result<()> {
-    let first = turn.measure("first read of 1 GiB", far(client, lab), || read_all(path, len))?;
-    ensure!(lab.passed().0 >= len, "a first read that the server did not serve");
+    let first = turn.measure("first read of 1 GiB", far(client, lab), || {
+        let first = read_all(path, len)?;
+        ensure!(lab.passed().0 >= len, "a first read that the server did not serve");
+        Ok(first)
+    })?;
     turn.seconds("first byte of 1 GiB", first.as_secs_f64());
     Ok(())
 }
@@ -138,10 +143,11 @@ fn many(turn: &mut Turn<'_>, lab: &Lab, path: &Path, len: u64, client: Client<'_
             let readers: Vec<_> = (0..READERS).map(|_| scope.spawn(read)).collect();
             let mut done = readers.into_iter().map(|reader| reader.join());
             done.try_for_each(|done| done.unwrap_or_else(|_| bail!("a reader panicked")))
-        })
+        })?;
+        ensure!(lab.passed().0 >= len, "a first read that the server did not serve");
+        Ok(())
     })?;
     let left = lab.passed().0;
-    ensure!(left >= len, "a first read that the server did not serve");
     turn.count("times that each byte left the server, 16 first readers", left as f64 / len as f64);
     Ok(())
 }

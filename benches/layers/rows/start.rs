@@ -27,7 +27,8 @@ pub fn start(course: &mut Course<'_>) -> Result<()> {
     // Nothing below the cache may take part: the chain ends on this host.
     let settings = ["chain=cache-fs,file-system".to_owned()];
     let make = |name: &str, entries: u64| {
-        let depot = Depot::init(&run.depotfs, &run.scratch.join(name), &settings)?;
+        let depot = Depot::new(&run.depotfs, &run.scratch.join(name), &settings)?;
+        depot.umount()?;
         fill(&depot.dir().join("cache/cache.db"), entries)?;
         depot.mount()?;
         let cached = depot.cached()?;

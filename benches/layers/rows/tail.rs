@@ -33,7 +33,9 @@ pub fn tail(course: &mut Course<'_>) -> Result<()> {
     })?;
     let depot = course.set_up(Peer::Depotfs, || {
         let depot = lab.depot("depot")?;
-        files::write_noise(&depot.repository().join("huge"), 4, len, MIB as usize)?;
+        let path = depot.repository().join("huge");
+        files::write_noise(&path, 4, len, MIB as usize)?;
+        depot.checksum(&path)?;
         depot.flush()?;
         Ok(depot)
     })?;
@@ -71,7 +73,9 @@ pub fn tail(course: &mut Course<'_>) -> Result<()> {
 fn read_tail(turn: &mut Turn<'_>, lab: &Lab, path: &Path, len: u64, client: Client<'_>) -> Result<()> {
     let mut buffer = [0; TAIL];
     let meter = Meter { client, lab: Some(lab) };
-    turn.measure(QUANTITY, meter, || Ok(File::open(path)?.read_exact_at(&mut buffer, len - TAIL as u64)?))?;
-    ensure!(lab.passed().0 >= TAIL as u64, "a read that the server did not serve");
-    Ok(())
+    turn.measure(QUANTITY, meter, || {
+        File::open(path)?.read_exact_at(&mut buffer, len - TAIL as u64)?;
+        ensure!(lab.passed().0 >= TAIL as u64, "a read that the server did not serve");
+        Ok(())
+    })
 }
