@@ -70,6 +70,7 @@ pub const GOALS: &[Goal] = goals! {
     "write 100 MB + close": within FileSystem, 1.2;
     "write 100 MB + close": ahead Mount;
     "close of 100 MB": within FileSystem, 1.2;
+    "write 100 MB + close, durability=close": within FileSystem, 1.2;
     "close of 100 MB, durability=close": within FileSystem, 1.2;
     "100 MB from close until sealed": within FileSystem, 1.2;
     "draining 1,000 files of 1 MB": fast Copy, 0.9;

@@ -17,8 +17,12 @@ use crate::sys;
 
 /// Size of the file.
 const BYTES: u64 = 100_000_000;
+/// What is measured of a file: all of it, and its close alone.
+const ORDINARY: [&str; 2] = ["write 100 MB + close", "close of 100 MB"];
+/// The same with `durability=close`.
+const STRICT: [&str; 2] = ["write 100 MB + close, durability=close", "close of 100 MB, durability=close"];
 /// Files in a round.
-const TIMES: u64 = 3;
+const TIMES: u64 = 5;
 /// No upload takes longer.
 const PATIENCE: Duration = Duration::from_secs(600);
 
@@ -40,7 +44,7 @@ pub fn close(course: &mut Course<'_>) -> Result<()> {
             for _ in 0..TIMES {
                 let name = format!("peers-{}", files::unique());
                 sys::sync_disk(&turn.run.scratch)?;
-                written(turn, &mount.dir().join(&name), len, Meter { client, lab: None })?;
+                written(turn, &mount.dir().join(&name), len, Meter { client, lab: None }, ORDINARY)?;
                 // The next one shall not wait for this one.
                 let begun = Instant::now();
                 while lab.server.bucket().join(&name).metadata().map_or(0, |found| found.len()) < len {
@@ -61,14 +65,12 @@ fn in_depot(turn: &mut Turn<'_>, depot: &Depot, lab: Option<&Lab>, len: u64) -> 
     for n in 0..TIMES {
         let path = depot.repository().join(format!("file-{n}"));
         settle(turn, depot)?;
-        let started = written(turn, &path, len, meter)?;
+        let started = written(turn, &path, len, meter, ORDINARY)?;
         depot::seal(&path)?;
         turn.seconds("100 MB from close until sealed", started.elapsed().as_secs_f64());
         let path = depot.strict().join(format!("file-{n}"));
         settle(turn, depot)?;
-        let mut file = File::create(&path)?;
-        files::write_to(&mut file, files::unique(), len, MIB as usize)?;
-        turn.measure("close of 100 MB, durability=close", meter, || shut(file))?;
+        written(turn, &path, len, meter, STRICT)?;
     }
     settle(turn, depot)
 }
@@ -78,17 +80,23 @@ fn settle(turn: &Turn<'_>, depot: &Depot) -> Result<()> {
     sys::sync_disk(&turn.run.scratch)
 }
 
-/// Writes a file, and closes it; when the close began.
-fn written(turn: &mut Turn<'_>, path: &Path, len: u64, meter: Meter<'_>) -> Result<Instant> {
+/// Writes a file, and closes it at once, as some hash behind the writer; when the close began.
+fn written(
+    turn: &mut Turn<'_>,
+    path: &Path,
+    len: u64,
+    meter: Meter<'_>,
+    [whole, close]: [&'static str; 2],
+) -> Result<Instant> {
     let mut closed = Instant::now();
-    let took = turn.measure("write 100 MB + close", meter, || {
+    let took = turn.measure(whole, meter, || {
         let mut file = File::create(path)?;
         files::write_to(&mut file, files::unique(), len, MIB as usize)?;
         closed = Instant::now();
         shut(file)?;
         Ok(closed.elapsed())
     })?;
-    turn.seconds("close of 100 MB", took.as_secs_f64());
+    turn.seconds(close, took.as_secs_f64());
     Ok(closed)
 }
 
