@@ -36,7 +36,7 @@ pub fn drain(course: &mut Course<'_>) -> Result<()> {
         course.turn(Peer::Depotfs, |turn| {
             let depot = need(&depot)?;
             let emptied = empty_queue(turn, &lab, depot, count);
-            lab.proxy.refuse(false);
+            lab.proxy.stall(false);
             emptied?;
             through_queue(turn, &lab, depot, count)
         })?;
@@ -60,22 +60,20 @@ fn copy(turn: &mut Turn<'_>, lab: &Lab, count: u64) -> Result<()> {
     Ok(fs::remove_dir_all(to)?)
 }
 
-/// Fills the queue while the server is away, and empties it from the start of the next daemon on.
+/// Fills the queue while the server lets everybody wait, and empties it from when it goes on.
 fn empty_queue(turn: &mut Turn<'_>, lab: &Lab, depot: &Depot, count: u64) -> Result<()> {
     let before = objects(lab)?;
-    lab.proxy.refuse(true);
+    lab.proxy.stall(true);
     let dir = depot.repository().join(unused("drained"));
     fs::create_dir(&dir)?;
     files::make_files(&dir, count, BYTES, files::unique())?;
     depot.sealed(|| turn.run.go_on())?;
     let queued = depot.queued()?;
     ensure!(queued == count, "{queued} blobs are in the queue instead of {count}");
-    depot.umount_now()?;
     sys::sync_disk(depot.dir())?;
-    lab.proxy.refuse(false);
     let meter = Meter { client: Client::Daemon(depot), lab: Some(lab) };
     turn.measure("draining 1,000 files of 1 MB", meter, || {
-        depot.mount()?;
+        lab.proxy.stall(false);
         depot.flush()
     })?;
     arrived(objects(lab)? - before, count)
