@@ -29,6 +29,7 @@ AZURITE := 3.37.0
 BENCH_PACKAGES := bindfs findutils gcc git make mergerfs rsync tar
 # What is measured and how often: see docs/benchmarks.md.
 PEERS ?= --full
+LAYERS ?=
 
 .PHONY: help run stop build test test-slow bench install uninstall setup run-packages test-packages test-programs test-servers test-user bench-peers
 
@@ -56,10 +57,12 @@ test: setup ## set up, then everything: format, lints, unit, integration, tidy a
 test-slow: setup ## the tests that take hours, thousands of power cuts among them
 	PATH="$(TOOLS)/bin:$$PATH" $(CARGO) test --locked --test it -- --ignored --nocapture
 
-bench: run-packages bench-peers ## measure, alone and beside other file systems; see docs/benchmarks.md
+bench: run-packages bench-peers ## measure: alone, beside other file systems, and the layers before a far store; see docs/benchmarks.md
 	for bench in hashing index filestore vfs; do $(CARGO) bench --locked --bench $$bench || exit 1; done
 	PATH="$(TOOLS)/rclone/bin:$$PATH" $(CARGO) bench --locked --bench peers -- \
 		--markdown "$(TARGET)/peers.md" --json "$(TARGET)/peers.json" $(PEERS)
+	PATH="$(TOOLS)/rclone/bin:$$PATH" $(CARGO) bench --locked --bench layers -- \
+		--markdown "$(TARGET)/layers.md" --json "$(TARGET)/layers.json" $(LAYERS)
 
 install: build ## program, mount(8) helper and systemd unit (PREFIX, DESTDIR)
 	install -D -m 755 "$(DEPOTFS)" "$(DESTDIR)$(PREFIX)/bin/depotfs"

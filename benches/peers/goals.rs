@@ -140,11 +140,7 @@ impl Goal {
                     .map_or(Unit::Count, |(_, unit)| unit);
                 // What is counted for the whole machine can only be too much.
                 let value = if unit == Unit::Count { ours.least() } else { ours.median() };
-                Verdict {
-                    value,
-                    wanted: format!("at most {}", crate::report::show(unit, limit)),
-                    met: value <= limit,
-                }
+                Verdict { value, wanted: format!("at most {}", unit.show(limit)), met: value <= limit }
             }
         })
     }

@@ -8,23 +8,6 @@ use crate::goals::{GOALS, Goal};
 use crate::samples::{Samples, Trouble, Unit};
 use crate::sites::{ALL, Peer};
 
-/// A number with its unit, three digits long.
-pub fn show(unit: Unit, value: f64) -> String {
-    let digits = |value: f64| match value {
-        v if v >= 99.95 || v == 0.0 => format!("{v:.0}"),
-        v if v >= 9.995 => format!("{v:.1}"),
-        v => format!("{v:.2}"),
-    };
-    match unit {
-        Unit::Seconds if value < 1e-3 => format!("{} us", digits(value * 1e6)),
-        Unit::Seconds if value < 1.0 => format!("{} ms", digits(value * 1e3)),
-        Unit::Seconds => format!("{} s", digits(value)),
-        Unit::Bytes if value >= 1e6 => format!("{} MB", digits(value / 1e6)),
-        Unit::Bytes => format!("{} B", digits(value)),
-        Unit::Count => digits(value),
-    }
-}
-
 /// All goals that could be judged.
 pub fn goals(samples: &Samples) -> String {
     let mut text = String::from("| work | depotfs | compared | goal | met |\n|---|---|---|---|---|\n");
@@ -32,7 +15,7 @@ pub fn goals(samples: &Samples) -> String {
         let Some(verdict) = goal.verdict(samples) else { continue };
         let (unit, ours) = own(goal, samples);
         let compared =
-            if goal.is_ratio() { format!("{:.2}x", verdict.value) } else { show(unit, verdict.value) };
+            if goal.is_ratio() { format!("{:.2}x", verdict.value) } else { unit.show(verdict.value) };
         let met = if verdict.met { "yes" } else { "**no**" };
         // Writing to a String cannot fail.
         let _ = writeln!(text, "| {} | {ours} | {compared} | {} | {met} |", goal.ours, verdict.wanted);
@@ -43,7 +26,7 @@ pub fn goals(samples: &Samples) -> String {
 fn own(goal: &Goal, samples: &Samples) -> (Unit, String) {
     let unit = samples.quantities().find(|(of, _)| *of == goal.ours).map_or(Unit::Count, |(_, unit)| unit);
     let median = samples.get(goal.ours, Peer::Depotfs).map_or(f64::NAN, |sample| sample.median());
-    (unit, show(unit, median))
+    (unit, unit.show(median))
 }
 
 /// What every peer took: medians, and half the range in percent.
@@ -55,9 +38,9 @@ pub fn table(samples: &Samples) -> String {
     for (quantity, unit) in samples.quantities() {
         let cell = |peer: &Peer| match samples.get(quantity, *peer) {
             Some(sample) if sample.values().len() > 1 && sample.median() > 0.0 => {
-                format!("{} ±{:.0}%", show(unit, sample.median()), sample.spread() * 100.0)
+                format!("{} ±{:.0}%", unit.show(sample.median()), sample.spread() * 100.0)
             }
-            Some(sample) => show(unit, sample.median()),
+            Some(sample) => unit.show(sample.median()),
             None => "-".into(),
         };
         let cells: Vec<String> = peers.iter().map(cell).collect();

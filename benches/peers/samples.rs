@@ -15,6 +15,25 @@ pub enum Unit {
     Count,
 }
 
+impl Unit {
+    /// A number with its unit, three digits long.
+    pub fn show(self, value: f64) -> String {
+        let digits = |value: f64| match value {
+            v if v >= 99.95 || v == 0.0 => format!("{v:.0}"),
+            v if v >= 9.995 => format!("{v:.1}"),
+            v => format!("{v:.2}"),
+        };
+        match self {
+            Unit::Seconds if value < 1e-3 => format!("{} us", digits(value * 1e6)),
+            Unit::Seconds if value < 1.0 => format!("{} ms", digits(value * 1e3)),
+            Unit::Seconds => format!("{} s", digits(value)),
+            Unit::Bytes if value >= 1e6 => format!("{} MB", digits(value / 1e6)),
+            Unit::Bytes => format!("{} B", digits(value)),
+            Unit::Count => digits(value),
+        }
+    }
+}
+
 /// The numbers of one quantity for one peer, one for each round.
 #[derive(Debug, Clone, Default)]
 pub struct Sample {

@@ -1,0 +1,153 @@
+//! A large object that the cache does not have: read by one, read again, read by many at once.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Barrier;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::course::{Course, Turn, need};
+use crate::files::{self, MIB};
+use crate::lab::Lab;
+use crate::meter::{Client, Meter};
+use crate::rclone;
+use crate::sites::Peer;
+
+/// Size of the object.
+const LARGE: u64 = 1 << 30;
+/// Those who read at once.
+const READERS: usize = 16;
+/// The object of the peers.
+const KEY: &str = "peers/large";
+
+/// See above.
+pub fn read(course: &mut Course<'_>) -> Result<()> {
+    let run = course.run;
+    let len = run.scaled(LARGE);
+    let lab = run.lab(|bucket| {
+        std::fs::create_dir(bucket.join("peers"))?;
+        files::write_noise(&bucket.join(KEY), 1, len, MIB as usize)
+    })?;
+    let depot = course.set_up(Peer::Depotfs, || {
+        let depot = lab.depot("depot")?;
+        let path = depot.repository().join("large");
+        files::write_noise(&path, 2, len, MIB as usize)?;
+        depot.checksum(&path)?;
+        depot.flush()?;
+        Ok(depot)
+    })?;
+    let mut mount = course.set_up(Peer::Mount, || lab.mount())?;
+    lab.warm()?;
+    for _ in 0..run.rounds {
+        course.turn(Peer::Get, |turn| {
+            for _ in 0..5 {
+                turn.measure("4 KiB of 1 GiB", far(Client::Nobody, &lab), || lab.get(KEY, 0))?;
+            }
+            Ok(())
+        })?;
+        course.turn(Peer::Copy, |turn| copy(turn, &lab, len))?;
+        course.turn(Peer::Plain, |turn| {
+            // What `rclone copy` has just left: on the disk, and in the page cache.
+            again(turn, &run.scratch.join("disk/copy/large"), len, Client::Nobody)
+        })?;
+        course.turn(Peer::Depotfs, |turn| {
+            let depot = need(&depot)?;
+            let (path, client) = (depot.repository().join("large"), Client::Daemon(depot));
+            depot.forget()?;
+            lab.warm()?;
+            first(turn, &lab, &path, len, client)?;
+            again(turn, &path, len, client)?;
+            depot.forget()?;
+            lab.warm()?;
+            many(turn, &lab, &path, len, client)
+        })?;
+        course.turn(Peer::Mount, |turn| {
+            let mount = mount.as_mut().context("it was not set up")?;
+            let path = mount.dir().join(KEY);
+            mount.forget()?;
+            lab.warm()?;
+            let client = Client::Process(mount.pid().context("no process")?);
+            first(turn, &lab, &path, len, client)?;
+            again(turn, &path, len, client)?;
+            mount.forget()?;
+            lab.warm()?;
+            let client = Client::Process(mount.pid().context("no process")?);
+            many(turn, &lab, &path, len, client)
+        })?;
+    }
+    Ok(())
+}
+
+fn far<'a>(client: Client<'a>, lab: &'a Lab) -> Meter<'a> {
+    Meter { client, lab: Some(lab) }
+}
+
+/// The object by `rclone copy` to the disk.
+fn copy(turn: &mut Turn<'_>, lab: &Lab, len: u64) -> Result<()> {
+    let to = turn.run.fresh("copy")?;
+    let to_str = to.to_str().context("the scratch directory is not UTF-8")?;
+    turn.measure("first read of 1 GiB", far(Client::Programs, lab), || {
+        rclone::copy(lab.proxy.port(), &rclone::remote(KEY), to_str)
+    })?;
+    let copied = to.join("large").metadata()?.len();
+    ensure!(copied == len, "{copied} bytes were copied instead of {len}");
+    Ok(())
+}
+
+/// Reads to the end; how long the first bytes took.
+fn read_all(path: &Path, len: u64) -> Result<Duration> {
+    let start = Instant::now();
+    let file = File::open(path)?;
+    let mut buffer = vec![0; MIB as usize];
+    let mut at = file.read_at(&mut buffer[..4096.min(len as usize)], 0)? as u64;
+    let first = start.elapsed();
+    loop {
+        match file.read_at(&mut buffer, at)? {
+            0 => break,
+            n => at += n as u64,
+        }
+    }
+    ensure!(at == len, "{}: {at} bytes were read instead of {len}", path.display());
+    Ok(first)
+}
+
+/// The first read: its first bytes, and all of them. Fails when the far side was not asked for all of them.
+fn first(turn: &mut Turn<'_>, lab: &Lab, path: &Path, len: u64, client: Client<'_>) -> Result<()> {
+    let first = turn.measure("first read of 1 GiB", far(client, lab), || {
+        let first = read_all(path, len)?;
+        ensure!(lab.passed().0 >= len, "a first read that the server did not serve");
+        Ok(first)
+    })?;
+    turn.seconds("first byte of 1 GiB", first.as_secs_f64());
+    Ok(())
+}
+
+/// The second read.
+fn again(turn: &mut Turn<'_>, path: &Path, len: u64, client: Client<'_>) -> Result<()> {
+    let near = Meter { client, lab: None };
+    turn.measure("second read of 1 GiB", near, || read_all(path, len)).map(drop)
+}
+
+/// Many first readers, who begin at once.
+fn many(turn: &mut Turn<'_>, lab: &Lab, path: &Path, len: u64, client: Client<'_>) -> Result<()> {
+    turn.measure("16 first readers of 1 GiB", far(client, lab), || {
+        let barrier = Barrier::new(READERS);
+        thread::scope(|scope| {
+            let read = || {
+                barrier.wait();
+                read_all(path, len).map(drop)
+            };
+            let readers: Vec<_> = (0..READERS).map(|_| scope.spawn(read)).collect();
+            let mut done = readers.into_iter().map(|reader| reader.join());
+            done.try_for_each(|done| done.unwrap_or_else(|_| bail!("a reader panicked")))
+        })?;
+        ensure!(lab.passed().0 >= len, "a first read that the server did not serve");
+        Ok(())
+    })?;
+    let left = lab.passed().0;
+    turn.count("times that each byte left the server, 16 first readers", left as f64 / len as f64);
+    Ok(())
+}
