@@ -244,13 +244,10 @@ impl Parts {
     ) -> Result<Vec<String>> {
         let mut refused = Vec::new();
         for layer in chain {
-            match (layer, &self.sharding) {
-                (Layer::Sharding { .. }, Some(sharding)) => {
-                    let (shards, options) = layer.shards(depot_id);
-                    refused.extend(sharding.change(shards, options, wanted)?);
-                }
-                // The others take theirs at the next mount.
-                _ => {}
+            // The others take theirs at the next mount.
+            if let (Layer::Sharding { .. }, Some(sharding)) = (layer, &self.sharding) {
+                let (shards, options) = layer.shards(depot_id);
+                refused.extend(sharding.change(shards, options, wanted)?);
             }
         }
         Ok(refused)
