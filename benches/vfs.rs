@@ -126,7 +126,7 @@ fn opens(c: &mut Criterion, vfs: &Vfs, dir: Ino) {
             let found = vfs.lookup(dir, b"read").expect("the tree answers").expect("the name is there");
             let ino = found.inode.ino;
             vfs.open(&CALLER, ino, reading(), &refuse).expect("the file opens");
-            let n = vfs.read(ino, 0, &mut buffer).expect("the file can be read");
+            let n = vfs.read(ino, 0, 0, &mut buffer).expect("the file can be read");
             vfs.release(ino, reading());
             n
         });

@@ -142,6 +142,16 @@ impl Filestore {
         self.parts.cache.as_deref()
     }
 
+    /// How often a blob arrived with bytes that are not its own: what was read of it before is in doubt.
+    pub fn alterations(&self) -> u64 {
+        self.cache().map_or(0, CacheFs::alterations)
+    }
+
+    /// Which of these times was the last that may have been this blob; 0: none.
+    pub fn last_alteration(&self, sum: &Checksum) -> u64 {
+        self.cache().map_or(0, |cache| cache.last_alteration(sum))
+    }
+
     /// Drops a blob from the cache unless somebody has it open; whether it did.
     pub fn drop_cached(&self, sum: &Checksum) -> Result<bool> {
         self.cache().map_or(Ok(false), |cache| cache.drop_blob(sum))

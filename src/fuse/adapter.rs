@@ -18,7 +18,9 @@ use fuser::{
 use crate::change::Ino;
 use crate::filestore::Reach;
 use crate::fuse::answer::{DOT, DOT_DOT, Dots, GENERATION, cached, caller, no_flush, nothing, token};
-use crate::fuse::convert::{self, FOR_EVER, NOT_AT_ALL, Root, access, handle, handle_access};
+use crate::fuse::convert::{
+    self, FOR_EVER, NOT_AT_ALL, Root, access, handle, handle_access, handle_alterations,
+};
 use crate::fuse::quiet::Quiet;
 use crate::fuse::slow::Slow;
 use crate::fuse::watch::begin;
@@ -267,9 +269,9 @@ impl Filesystem for Adapter {
             let register = |file: BorrowedFd<'_>| reply.open_backing(file).map(token);
             match this.vfs.open(&caller, ino, access, &register) {
                 Ok(opened) => match &opened.how {
-                    How::Cached => reply.opened(handle(access), cached(&opened)),
+                    How::Cached => reply.opened(handle(access, &opened), cached(&opened)),
                     How::Passthrough(id) => match id.downcast_ref::<BackingId>() {
-                        Some(id) => reply.opened_passthrough(handle(access), no_flush(&opened), id),
+                        Some(id) => reply.opened_passthrough(handle(access, &opened), no_flush(&opened), id),
                         None => reply.error(Errno::EIO),
                     },
                 },
@@ -299,12 +301,19 @@ impl Filesystem for Adapter {
                     let (attr, ttl) = this.root.attr(&attributes);
                     match &opened.how {
                         How::Cached => {
-                            reply.created(&ttl, &attr, GENERATION, handle(access), cached(&opened))
+                            reply.created(&ttl, &attr, GENERATION, handle(access, &opened), cached(&opened))
                         }
                         How::Passthrough(id) => match id.downcast_ref::<BackingId>() {
                             Some(id) => {
                                 let flags = no_flush(&opened);
-                                reply.created_passthrough(&ttl, &attr, GENERATION, handle(access), flags, id);
+                                reply.created_passthrough(
+                                    &ttl,
+                                    &attr,
+                                    GENERATION,
+                                    handle(access, &opened),
+                                    flags,
+                                    id,
+                                );
                             }
                             None => reply.error(Errno::EIO),
                         },
@@ -319,7 +328,7 @@ impl Filesystem for Adapter {
         &self,
         _req: &Request,
         ino: INodeNo,
-        _fh: FileHandle,
+        fh: FileHandle,
         offset: u64,
         size: u32,
         _flags: OpenFlags,
@@ -330,7 +339,7 @@ impl Filesystem for Adapter {
             let _under_way = begin(Operation::Read, ino);
             let ino = this.root.ino(ino);
             let mut buffer = vec![0; size as usize];
-            match this.vfs.read(ino, offset, &mut buffer) {
+            match this.vfs.read(ino, handle_alterations(fh), offset, &mut buffer) {
                 Ok(n) => reply.data(&buffer[..n]),
                 Err(error) => reply.error(this.failed("read", ino, &error)),
             }

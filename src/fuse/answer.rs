@@ -92,9 +92,10 @@ pub(super) fn token(id: BackingId) -> Token {
 }
 
 /// Flags for a file served through the kernel's page cache: the pages it has are right, since every change of the bytes
-/// went through it, or emptied it on the way (a passthrough open does).
+/// went through it, or emptied it on the way (a passthrough open does). Those that proved wrong are emptied here.
 pub(super) fn cached(opened: &Opened) -> FopenFlags {
-    FopenFlags::FOPEN_KEEP_CACHE | no_flush(opened)
+    let keep = if opened.keep { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
+    keep | no_flush(opened)
 }
 
 pub(super) fn no_flush(opened: &Opened) -> FopenFlags {

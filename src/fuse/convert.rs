@@ -7,7 +7,7 @@ use fuser::{FileAttr, FileHandle, FileType, INodeNo, OpenAccMode, OpenFlags, Tim
 use crate::change::{Ino, Kind, Nanos, ROOT};
 use crate::clock;
 use crate::vfs::attr::{Attributes, SetTime};
-use crate::vfs::open::Access;
+use crate::vfs::open::{Access, Opened};
 
 /// How long the kernel keeps what only requests can change.
 pub const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -128,14 +128,23 @@ const EXECUTE: u64 = 4;
 /// What the kernel adds to the flags of an open by execve(2); from linux/fs.h.
 const FMODE_EXEC: i32 = 0x20;
 
-/// A handle needs no table: all there is to know of it is what it may do.
-pub fn handle(access: Access) -> FileHandle {
+/// Above the bits that say what a handle may do.
+const ALTERATIONS_SHIFT: u32 = 8;
+
+/// A handle needs no table: all there is to know of it is what it may do, and what had been found out when it was opened.
+pub fn handle(access: Access, opened: &Opened) -> FileHandle {
     let bit = |has: bool, bit: u64| if has { bit } else { 0 };
-    FileHandle(bit(access.read, READ) | bit(access.write, WRITE) | bit(access.execute, EXECUTE))
+    let may = bit(access.read, READ) | bit(access.write, WRITE) | bit(access.execute, EXECUTE);
+    FileHandle(may | opened.alterations << ALTERATIONS_SHIFT)
 }
 
 /// What a handle may do.
 pub fn handle_access(fh: FileHandle) -> Access {
     let has = |bit: u64| fh.0 & bit != 0;
     Access { read: has(READ), write: has(WRITE), execute: has(EXECUTE), ..Access::default() }
+}
+
+/// What [`Opened`] says of alterations, of a handle.
+pub fn handle_alterations(fh: FileHandle) -> u64 {
+    fh.0 >> ALTERATIONS_SHIFT
 }

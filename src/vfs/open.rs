@@ -83,6 +83,10 @@ pub struct Opened {
     pub how: How,
     /// Whether close(2) needs no request.
     pub no_flush: bool,
+    /// Whether the kernel may keep the pages that it has.
+    pub keep: bool,
+    /// How often a blob had arrived with wrong bytes: what it does later, this descriptor may have read.
+    pub alterations: u64,
 }
 
 impl Vfs {
@@ -109,6 +113,7 @@ impl Vfs {
         register: Register<'_>,
         prepared: &mut Prepared,
     ) -> Result<Opened> {
+        let alterations = self.store.alterations();
         let changes = access.write || access.truncate;
         let verified = if changes { None } else { self.verify_before_open(ino)? };
         let mut node = if access.truncate { self.lock_to_empty(ino)? } else { self.nodes.lock(ino) };
@@ -128,6 +133,7 @@ impl Vfs {
             });
         }
         let no_flush = !changes || self.durability_of(ino)? == Durability::Fsync;
+        let keep = alterations == 0 || self.are_pages_good(&node, &inode);
         let mut lazily = false;
         if changes {
             let anew = self.open_to_write(&mut node, access, prepared)?;
@@ -154,7 +160,7 @@ impl Vfs {
         self.admit(&mut node, access);
         drop(node);
         self.begin_sync(ino, access)?;
-        Ok(Opened { how, no_flush })
+        Ok(Opened { how, no_flush, keep, alterations })
     }
 
     /// Whether an open may have to wait for something that is not on this host, or for somebody who does.
@@ -238,7 +244,10 @@ impl Vfs {
         drop(node);
         self.begin_sync(ino, Access { sync: access.sync || self.options.sync_names, ..access })?;
         // Nothing but a request can change the attributes of an empty new file, so the kernel may keep them.
-        Ok((Attributes { inode, blocks: 0, stable: true }, Opened { how, no_flush }))
+        Ok((
+            Attributes { inode, blocks: 0, stable: true },
+            Opened { how, no_flush, keep: true, alterations: self.store.alterations() },
+        ))
     }
 
     /// O_SYNC: the kernel forces the bytes of each write itself, past the daemon perhaps. What it cannot force, that the

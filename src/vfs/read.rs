@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::change::Ino;
+use crate::change::{Ino, Inode};
 use crate::checksum::Checksum;
 use crate::filestore::{Blob, Reach};
 use crate::vfs::descriptors::Reader;
+use crate::vfs::node::{Locked, Source};
 use crate::vfs::{Error, Result, Vfs};
 
 /// What lseek(2) looks for.
@@ -28,11 +29,39 @@ pub struct OpenBlob {
 }
 
 impl Vfs {
-    /// Reads into `buffer` from `offset`; fewer bytes only at the end of the file.
-    pub fn read(&self, ino: Ino, offset: u64, buffer: &mut [u8]) -> Result<usize> {
-        self.with_reader(ino, |reader| {
+    /// Reads into `buffer` from `offset`; fewer bytes only at the end of the file. `alterations` is what the descriptor's
+    /// [`Opened`](super::open::Opened) says.
+    pub fn read(&self, ino: Ino, alterations: u64, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        self.refuse_doubtful(ino, alterations)?;
+        let read = self.with_reader(ino, |reader| {
             reader.read_at(buffer, offset).map_err(Error::io(format!("read inode {ino} at {offset}")))
-        })
+        })?;
+        // It may have been found out meanwhile, and these bytes be those of another try.
+        self.refuse_doubtful(ino, alterations)?;
+        Ok(read)
+    }
+
+    /// A descriptor may have read bytes that proved wrong later: it does not get to read the right ones behind them.
+    fn refuse_doubtful(&self, ino: Ino, alterations: u64) -> Result<()> {
+        if self.store.alterations() <= alterations {
+            return Ok(());
+        }
+        let node = self.nodes.lock(ino);
+        match self.source(&node, &self.inode(ino)?)? {
+            Source::Blob(sum) if self.store.last_alteration(&sum) > alterations => Err(Error::Altered(sum)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the pages of a file that is about to be opened can be trusted. If not, it is read anew.
+    pub(super) fn are_pages_good(&self, node: &Locked<'_>, inode: &Inode) -> bool {
+        match self.source(node, inode) {
+            Ok(Source::Blob(sum)) if self.store.last_alteration(&sum) > 0 => {
+                self.descriptors.forget_blob(&sum);
+                false
+            }
+            _ => true,
+        }
     }
 
     /// Offset of the next data or hole from `offset` on.

@@ -275,7 +275,7 @@ fn answer(vfs: &Vfs, ask: Ask, refuse: bool) -> Result<()> {
             vfs.release(ino, access);
             Ok(())
         }
-        Ask::Read(ino, offset, len) => vfs.read(ino, offset, &mut vec![0; len]).map(drop),
+        Ask::Read(ino, offset, len) => vfs.read(ino, 0, offset, &mut vec![0; len]).map(drop),
         Ask::Write(ino, offset, data, kill) if small(offset, data.len() as u64) => {
             vfs.write(ino, offset, &data, kill)
         }
@@ -407,7 +407,7 @@ fn a_blob_s_file_is_written_only_after_its_staging_name_is_gone() {
         assert_eq!(vfs.store.staging_names().unwrap(), [staged]);
         vfs.write(ino, 0, b"new", false).unwrap();
         let mut bytes = [0; 3];
-        vfs.read(ino, 0, &mut bytes).unwrap();
+        vfs.read(ino, 0, 0, &mut bytes).unwrap();
         assert_eq!(&bytes, b"new");
         vfs.release(ino, writer);
         vfs.release(ino, read);
@@ -503,7 +503,7 @@ fn a_staging_file_of_two_names_takes_no_other_file_s_blob_along() {
     assert_eq!(vfs.store.stat_blob(&sum).unwrap(), Some(1000));
     assert_eq!(std::fs::read(dir.path().join("kept")).unwrap(), [5; 1000]);
     let mut bytes = [0; 4];
-    vfs.read(ino, 0, &mut bytes).unwrap();
+    vfs.read(ino, 0, 0, &mut bytes).unwrap();
     assert_eq!(&bytes, b"new\x05");
     vfs.release(ino, write);
 

@@ -2,6 +2,8 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
+#[cfg(debug_assertions)]
+use std::os::unix::fs::FileExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,6 +13,8 @@ use serde_json::Value;
 
 use crate::data::noise;
 use crate::disk_errors::Disk;
+#[cfg(debug_assertions)]
+use crate::harness::Fails;
 use crate::harness::{Depot, Mode, eventually, guarded, sha1};
 
 /// What `cache status` tells.
@@ -359,5 +363,39 @@ fn it_stands_before_files_and_may_be_thrown_away() {
         fs::create_dir(depot.dir.join("cache")).unwrap();
         let refused = depot.mount_with("").fails(1);
         assert!(refused.contains("is its disk mounted?"), "{refused}");
+    });
+}
+
+/// What was read before the end of an arrival showed that its bytes are wrong is not shown again from the kernel's pages.
+#[cfg(debug_assertions)]
+#[test]
+fn bytes_that_proved_wrong_are_not_kept() {
+    guarded(|| {
+        let depot = Depot::uninitialised(Mode::Cached);
+        let set =
+            ["chain=cache-fs,faulty,file-system", "faulty.remote=true", "cache-fs.skip-during-upload=true"];
+        let mut args = vec!["init", depot.dir_str()];
+        set.iter().for_each(|setting| args.extend(["--set", *setting]));
+        depot.cli(&args).ok();
+        depot.mount();
+        let (file, bytes) = (depot.path("repo/file"), noise(1, 700_000));
+        fs::create_dir(depot.path("repo")).unwrap();
+        fs::write(&file, &bytes).unwrap();
+        depot.flush();
+        depot.umount();
+        depot.mount();
+        crate::eventual::faults(&depot, "read=corrupt");
+        let mut first = [0; 4096];
+        let early = File::open(&file).unwrap();
+        early.read_exact_at(&mut first, 0).unwrap();
+        fs::read(&file).fails(nix::errno::Errno::EIO);
+        assert!(!cached(&depot, &bytes).exists(), "what is wrong is not cached");
+        crate::eventual::faults(&depot, "");
+        // It may have read what was wrong: what is right behind it would be half of another file.
+        early.read_exact_at(&mut first, 600_000).fails(nix::errno::Errno::EIO);
+        drop(early);
+        assert!(fs::read(&file).unwrap() == bytes);
+        depot.umount();
+        depot.check();
     });
 }

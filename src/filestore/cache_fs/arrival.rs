@@ -257,6 +257,9 @@ impl Arrival {
     /// Fetches all of it, and tells those who wait how it went.
     fn fetch(&self) {
         let fetched = self.fetch_all();
+        if let Err(Stop::Altered) = fetched {
+            self.core.alterations.note(&self.sum);
+        }
         if fetched.is_err() {
             // Before it is told: whoever reads then must not meet the old file.
             let file = self.held.write().take();

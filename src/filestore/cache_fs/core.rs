@@ -21,6 +21,7 @@ use super::super::provider::Provider;
 use super::super::staging::{StagingDir, staging_path};
 use super::super::volume::PRE;
 use super::Options;
+use super::alterations::Alterations;
 use super::arrival::Arrival;
 use super::fill::Fill;
 use super::ledger::{Asked, Ledger, room_of};
@@ -56,6 +57,7 @@ pub(super) struct Core {
     pub(super) gate: RwLock<()>,
     claims: Mutex<HashMap<Checksum, Claim>>,
     pub(super) arrivals: Mutex<HashMap<Checksum, Weak<Arrival>>>,
+    pub(super) alterations: Alterations,
     left: Mutex<Vec<Left>>,
     asked: Mutex<Vec<Asked>>,
     evicting: Mutex<()>,
@@ -125,6 +127,7 @@ impl Core {
             gate: RwLock::default(),
             claims: Mutex::default(),
             arrivals: Mutex::default(),
+            alterations: Alterations::default(),
             left: Mutex::new(left),
             asked: Mutex::default(),
             evicting: Mutex::default(),

@@ -13,6 +13,7 @@
 //! ```
 
 mod advice;
+mod alterations;
 mod arrival;
 mod core;
 mod fill;
@@ -133,6 +134,16 @@ impl CacheFs {
         }
         let core = Arc::new(Core::new(open, below, options, ledger, room)?);
         Ok(CacheFs { core, worker: Mutex::default() })
+    }
+
+    /// How often a blob came with bytes that are not its own.
+    pub fn alterations(&self) -> u64 {
+        self.core.alterations.last()
+    }
+
+    /// Which of these times was the last that may have been this blob; 0: none.
+    pub fn last_alteration(&self, sum: &Checksum) -> u64 {
+        self.core.alterations.last_of(sum)
     }
 
     /// Starts its worker.
