@@ -30,7 +30,10 @@ pub(super) fn examine(config: &Config, index: &Index, store: &Filestore) -> anyh
     if before.is_some() {
         must_have_staging(config, index, store)?;
     }
-    must_have_blobs(config, index, store)?;
+    if !must_have_blobs(config, index, store)? {
+        // The next start looks again.
+        return Ok(());
+    }
     if let Err(error) = fs::write(&path, now.to_string()) {
         tracing::debug!(%error, "{} cannot be written", path.display());
     }
@@ -68,8 +71,9 @@ fn must_have_staging(config: &Config, index: &Index, store: &Filestore) -> anyho
     Ok(())
 }
 
-/// Most of the blobs that are looked for have to be there; a few that lack are damage, which is told elsewhere.
-fn must_have_blobs(config: &Config, index: &Index, store: &Filestore) -> anyhow::Result<()> {
+/// Most of the blobs that are looked for have to be there; a few that lack are damage, which is told elsewhere. False: some
+/// of them may be or not, as a provider did not answer.
+fn must_have_blobs(config: &Config, index: &Index, store: &Filestore) -> anyhow::Result<bool> {
     let mut sums = BTreeSet::new();
     for number in 0..PROBES {
         let mut after = [0; 20];
@@ -77,13 +81,12 @@ fn must_have_blobs(config: &Config, index: &Index, store: &Filestore) -> anyhow:
         let rows = index.blobs(Some(&Checksum(after)), 1)?;
         sums.extend(rows.iter().filter(|row| row.refs > 0 && row.size > 0).map(|row| row.checksum));
     }
-    let (mut there, mut missing) = (0, 0);
+    let (mut there, mut missing, mut unanswered) = (0, 0, 0);
     for sum in &sums {
         match store.stat_blob(sum) {
             Ok(Some(_)) => there += 1,
             Ok(None) => missing += 1,
-            // Who cannot be asked has not answered.
-            Err(_) => {}
+            Err(_) => unanswered += 1,
         }
     }
     if missing > there {
@@ -102,7 +105,7 @@ fn must_have_blobs(config: &Config, index: &Index, store: &Filestore) -> anyhow:
             in_words(config)
         );
     }
-    Ok(())
+    Ok(unanswered == 0)
 }
 
 fn in_words(config: &Config) -> String {

@@ -14,7 +14,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -30,12 +30,14 @@ use crate::control::report::{Rechained, Trouble};
 use crate::failpoint;
 use crate::filestore::{self, Filestore};
 use crate::fuse::options::Options;
-use crate::jobs::rechain::{self, Pass, Way};
+use crate::jobs::rechain::{self, Pass, Trusted, Way};
 use crate::text::shown;
 use crate::vfs::Vfs;
 
 /// The plan, in the depot.
 pub const FILE: &str = "rechain.json";
+/// What was copied or compared, where the new chain had blobs before.
+pub const TRUSTED: &str = "rechain.trusted";
 /// The depot.toml that was exchanged, in the depot.
 pub const OLD: &str = "depot.toml.old";
 /// Shape of the plan.
@@ -66,13 +68,16 @@ pub struct Plan {
     fresh: Option<bool>,
     /// Whether nearly all is copied, so that the next mount does the rest.
     ready: bool,
+    /// Whether the directories of the new chain were made: one that is missing later has its disk elsewhere.
+    #[serde(default)]
+    made: bool,
 }
 
 impl Plan {
     /// A plan for these values.
     pub fn new(values: &config::Values) -> Plan {
         let toml = config::render(config::keys::DEPOT, values);
-        Plan { version: VERSION, toml, fresh: None, ready: false }
+        Plan { version: VERSION, toml, fresh: None, ready: false, made: false }
     }
 
     /// The plan of a depot, if it has one.
@@ -109,15 +114,14 @@ impl Plan {
 
     /// Takes away the plan of a depot; whether there was one.
     pub fn remove(depot: &Path) -> anyhow::Result<bool> {
-        let path = depot.join(FILE);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            gone => {
-                gone.and_then(|()| File::open(depot)?.sync_all())
-                    .with_context(|| format!("{} cannot be removed", path.display()))?;
-                Ok(true)
-            }
+        if !remove(&depot.join(FILE))? {
+            return Ok(false);
         }
+        // A plan that is still there after a power cut begins anew without it.
+        remove(&depot.join(TRUSTED))?;
+        let forced = File::open(depot).and_then(|dir| dir.sync_all());
+        forced.with_context(|| format!("{} cannot be forced to the disk", depot.display()))?;
+        Ok(true)
     }
 
     /// The values that the depot gets, with the chain they make.
@@ -133,6 +137,14 @@ impl Plan {
         let values = with_chain_of(&now, &chain).map_err(anyhow::Error::msg)?;
         let config = Config::build(depot, &values).map_err(|why| anyhow!("the new chain: {why}"))?;
         Ok((values, config))
+    }
+}
+
+/// Removes a file; whether it was there.
+fn remove(path: &Path) -> anyhow::Result<bool> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        gone => gone.map(|()| true).with_context(|| format!("{} cannot be removed", path.display())),
     }
 }
 
@@ -161,21 +173,39 @@ struct Move<'a> {
 }
 
 impl<'a> Move<'a> {
-    /// The plan of the depot; the new chain's directories are made where they are missing.
+    /// The plan of the depot; what is new in the new chain is made, once.
     fn begin(old: &'a Config) -> anyhow::Result<Move<'a>> {
         let plan = Plan::load(&old.depot)?;
         let plan = plan.context("there is no rechain to go on with: name the new chain with --to")?;
         let (values, new) = plan.values(&old.depot)?;
         let depot_id = rooms::depot_id(old)?;
-        rooms::make_directories(&new, &mut Vec::new())?;
+        let theirs: Vec<&Path> = old.chain.iter().flat_map(Layer::dirs).collect();
+        if !plan.made {
+            let dirs = new.chain.iter().flat_map(Layer::dirs);
+            rooms::make_all(dirs.filter(|dir| !theirs.contains(dir)), &mut Vec::new())?;
+        }
         // Not before: only what is there tells by what other ways it is reached.
         let reach = reach(old, &new).map_err(anyhow::Error::msg)?;
-        for layer in &new.chain {
-            let made = layers::layer(layer)?.create(depot_id);
+        let mut step = Move { old, new, values, plan, reach, depot_id };
+        if !step.plan.made {
+            step.make(&theirs)?;
+        }
+        Ok(step)
+    }
+
+    /// Makes what the new chain has and the old one has not.
+    fn make(&mut self, theirs: &[&Path]) -> anyhow::Result<()> {
+        let other_ways: Vec<PathBuf> = theirs.iter().filter_map(|dir| dir.canonicalize().ok()).collect();
+        let known = |dir: &Path| {
+            theirs.contains(&dir) || dir.canonicalize().is_ok_and(|dir| other_ways.contains(&dir))
+        };
+        for layer in &self.new.chain {
+            let made = layers::layer(layer)?.create_beside(self.depot_id, &known);
             made.with_context(|| format!("the directories of {} cannot be made", layer.name()))?;
         }
         failpoint::hit("rechain.made");
-        Ok(Move { old, new, values, plan, reach, depot_id })
+        self.plan.made = true;
+        self.save_plan()
     }
 
     /// Refuses what repositories are promised and the new chain cannot keep.
@@ -196,10 +226,25 @@ impl<'a> Move<'a> {
         let target =
             filestore::open_chain(&chain, self.depot_id).context("the new chain cannot be opened")?;
         if self.plan.fresh.is_none() {
+            remove(&self.trusted_file())?;
             self.plan.fresh = Some(rechain::is_empty(&target).context("the new chain cannot be listed")?);
             self.save_plan()?;
         }
         Ok(target)
+    }
+
+    fn trusted_file(&self) -> PathBuf {
+        self.old.depot.join(TRUSTED)
+    }
+
+    /// What of the target counts as it stands there; `None`: all of it.
+    fn trusted(&self) -> anyhow::Result<Option<Trusted>> {
+        if self.plan.fresh == Some(true) {
+            return Ok(None);
+        }
+        let path = self.trusted_file();
+        let trusted = Trusted::open(&path);
+        trusted.map(Some).with_context(|| format!("{} cannot be opened", path.display()))
     }
 
     /// One pass, of which the report tells; whether all that there was is in the target now, and how much was copied.
@@ -207,14 +252,17 @@ impl<'a> Move<'a> {
         &self,
         vfs: &Vfs,
         target: &Filestore,
-        distrust: bool,
+        trusted: Option<&Trusted>,
         report: &mut Rechained,
         news: News<'_>,
     ) -> anyhow::Result<(bool, u64)> {
-        let way = Way { index: vfs.index(), from: vfs.store(), to: target, distrust };
+        let way = Way { index: vfs.index(), from: vfs.store(), to: target, trusted };
         let pass = Pass::default();
         let ended =
             watch(&pass, way, news).context("the blobs cannot be copied; the same command goes on from here");
+        if let Some(error) = trusted.and_then(|trusted| trusted.save().err()) {
+            tracing::warn!(%error, "{} cannot be written: blobs will be compared again", self.trusted_file().display());
+        }
         let copied = pass.copied.load(Relaxed);
         report.copied += copied;
         report.bytes += pass.bytes.load(Relaxed);
@@ -252,11 +300,6 @@ impl<'a> Move<'a> {
         Ok(Rechained { switched: true, ..self.report() })
     }
 
-    /// Whether what stands in the target is to be read before it counts: what was not copied by this rechain.
-    fn distrusts(&self) -> bool {
-        !self.plan.ready && self.plan.fresh == Some(false)
-    }
-
     /// Exchanges depot.toml; the old one is kept beside it.
     fn exchange(&self) -> anyhow::Result<()> {
         let depot = &self.old.depot;
@@ -283,9 +326,9 @@ pub fn while_mounted(old: &Config, vfs: &Vfs, news: News<'_>) -> anyhow::Result<
     let mut report = step.report();
     if step.reach == Reach::Apart {
         let target = step.target()?;
-        for number in 1..=PASSES_MAX {
-            let distrust = number == 1 && step.distrusts();
-            let (complete, copied) = step.pass(vfs, &target, distrust, &mut report, news)?;
+        let trusted = step.trusted()?;
+        for _ in 0..PASSES_MAX {
+            let (complete, copied) = step.pass(vfs, &target, trusted.as_ref(), &mut report, news)?;
             if !complete {
                 return Ok(report);
             }
@@ -314,7 +357,8 @@ pub fn unmounted(old: &Config, news: News<'_>) -> anyhow::Result<Rechained> {
     let lacking = match step.reach {
         Reach::Apart => {
             let target = step.target()?;
-            if !step.pass(&vfs, &target, step.distrusts(), &mut report, news)?.0 {
+            let trusted = step.trusted()?;
+            if !step.pass(&vfs, &target, trusted.as_ref(), &mut report, news)?.0 {
                 return Ok(report);
             }
             if step.plan.fresh == Some(true) {

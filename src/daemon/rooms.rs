@@ -207,7 +207,15 @@ pub(super) fn refuse_network(directory: &Path, what: &str, key: &str) -> anyhow:
 /// Makes the directories that the configuration names and that are missing, and notes each in `made` at once.
 pub fn make_directories(config: &Config, made: &mut Vec<PathBuf>) -> anyhow::Result<()> {
     let providers = config.chain.iter().flat_map(config::Layer::dirs);
-    for directory in providers.chain([config.index.as_path(), config.log.dir.as_path()]) {
+    make_all(providers.chain([config.index.as_path(), config.log.dir.as_path()]), made)
+}
+
+/// Makes these and their parents where they are missing, and adds what it made.
+pub(super) fn make_all<'a>(
+    directories: impl Iterator<Item = &'a Path>,
+    made: &mut Vec<PathBuf>,
+) -> anyhow::Result<()> {
+    for directory in directories {
         let missing: Vec<&Path> = directory.ancestors().take_while(|dir| !dir.exists()).collect();
         for dir in missing.into_iter().rev() {
             fs::create_dir(dir).with_context(|| format!("directory {} cannot be made", dir.display()))?;

@@ -132,19 +132,31 @@ impl Layer {
 
     /// Makes what it keeps on this host, holding the empty blob; durable on Ok. Made for the depot already, it stays.
     pub fn create(&self, depot_id: [u8; 16]) -> Result<()> {
+        self.create_beside(depot_id, &|_| false)
+    }
+
+    /// The same, but nothing in directories that were `known` before: where one lacks everything, its disk is elsewhere.
+    pub fn create_beside(&self, depot_id: [u8; 16], known: &dyn Fn(&Path) -> bool) -> Result<()> {
         match self {
-            Layer::FileSystem { dir, options } => FileSystem::create(dir, depot_id, options),
-            Layer::FullDb { dir } => FullDb::create(dir, depot_id),
-            Layer::CacheFs { dirs, .. } => CacheFs::create(dirs, depot_id),
-            Layer::Sharding { dir, shards, .. } => {
-                let create =
-                    |shard: &ShardOptions| FileSystem::create(&shard.dir, depot_id, &Options::default());
-                shards.iter().try_for_each(create)?;
-                Sharding::create(dir, depot_id)
+            Layer::FileSystem { dir, options } if !known(dir) => FileSystem::create(dir, depot_id, options),
+            Layer::FullDb { dir } if !known(dir) => FullDb::create(dir, depot_id),
+            Layer::Eventual { dir, .. } if !known(dir) => Eventual::create(dir, depot_id),
+            Layer::ObjectStore(options) if !known(&options.dir) => ObjectStore::create(options, depot_id),
+            Layer::CacheFs { dirs, .. } => {
+                let new: Vec<PathBuf> = dirs.iter().filter(|dir| !known(dir)).cloned().collect();
+                CacheFs::create(&new, depot_id)
             }
-            Layer::Eventual { dir, .. } => Eventual::create(dir, depot_id),
-            Layer::ObjectStore(options) => ObjectStore::create(options, depot_id),
-            Layer::Retry(_) | Layer::Faulty { .. } => Ok(()),
+            Layer::Sharding { dir, shards, .. } => {
+                let mut new = shards.iter().filter(|shard| !known(&shard.dir));
+                new.try_for_each(|shard| FileSystem::create(&shard.dir, depot_id, &Options::default()))?;
+                if known(dir) { Ok(()) } else { Sharding::create(dir, depot_id) }
+            }
+            Layer::FileSystem { .. }
+            | Layer::FullDb { .. }
+            | Layer::Eventual { .. }
+            | Layer::ObjectStore(_)
+            | Layer::Retry(_)
+            | Layer::Faulty { .. } => Ok(()),
         }
     }
 

@@ -6,6 +6,7 @@
 //! A file's bytes are written into a staging file, which `put` gives the name of its checksum; the staging name stays
 //! until the caller has made durable that nobody needs it (`discard`).
 
+mod alterations;
 mod aside;
 mod blob;
 mod cache_fs;
@@ -31,6 +32,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use alterations::Alterations;
 pub use aside::{Aside, KEPT_FOR};
 pub use blob::{Blob, BlobFile, FileId, Remote};
 pub use cache_fs::{Advice, CacheFs, CacheStatus, Options as CacheOptions, Warmed};
@@ -61,6 +63,7 @@ pub struct Filestore {
     provider: Arc<dyn Provider>,
     reach: Reach,
     parts: Parts,
+    alterations: Arc<Alterations>,
     latches: Latches,
     /// One at a time mends a blob; taken before the latch of it.
     mending: Latches,
@@ -114,8 +117,10 @@ impl Filestore {
             let cache = Arc::clone(cache);
             queue.promote_with(Arc::new(move |sum, size, from| cache.take_over(sum, size, from)));
         }
+        let alterations = parts.cache.as_ref().map_or_else(Arc::default, |cache| cache.alterations());
         Filestore {
             reach: provider.reach(),
+            alterations,
             provider,
             parts,
             latches: Latches::default(),
@@ -142,14 +147,9 @@ impl Filestore {
         self.parts.cache.as_deref()
     }
 
-    /// How often a blob arrived with bytes that are not its own: what was read of it before is in doubt.
-    pub fn alterations(&self) -> u64 {
-        self.cache().map_or(0, CacheFs::alterations)
-    }
-
-    /// Which of these times was the last that may have been this blob; 0: none.
-    pub fn last_alteration(&self, sum: &Checksum) -> u64 {
-        self.cache().map_or(0, |cache| cache.last_alteration(sum))
+    /// Which blobs came with bytes that are not theirs: what was read of them before is in doubt.
+    pub fn alterations(&self) -> &Alterations {
+        &self.alterations
     }
 
     /// Drops a blob from the cache unless somebody has it open; whether it did.

@@ -596,7 +596,7 @@ impl Filesystem for Adapter {
         &self,
         req: &Request,
         ino_in: INodeNo,
-        _fh_in: FileHandle,
+        fh_in: FileHandle,
         offset_in: u64,
         ino_out: INodeNo,
         _fh_out: FileHandle,
@@ -613,7 +613,9 @@ impl Filesystem for Adapter {
         let caller = caller(req);
         self.answer(self.far(), move |this| {
             let _under_way = begin(Operation::CopyFileRange, ino_out);
-            match this.vfs.copy_range(&caller, from, to, len) {
+            let in_doubt = || this.vfs.refuse_doubtful(from.ino, handle_alterations(fh_in));
+            let copied = in_doubt().and_then(|()| this.vfs.copy_range(&caller, from, to, len));
+            match copied.and_then(|copied| in_doubt().map(|()| copied)) {
                 Ok(copied) => reply.written(copied as u32),
                 Err(error) => reply.error(this.failed("copy", to.ino, &error)),
             }

@@ -113,7 +113,7 @@ impl Vfs {
         register: Register<'_>,
         prepared: &mut Prepared,
     ) -> Result<Opened> {
-        let alterations = self.store.alterations();
+        let alterations = self.store.alterations().last();
         let changes = access.write || access.truncate;
         let verified = if changes { None } else { self.verify_before_open(ino)? };
         let mut node = if access.truncate { self.lock_to_empty(ino)? } else { self.nodes.lock(ino) };
@@ -246,7 +246,7 @@ impl Vfs {
         // Nothing but a request can change the attributes of an empty new file, so the kernel may keep them.
         Ok((
             Attributes { inode, blocks: 0, stable: true },
-            Opened { how, no_flush, keep: true, alterations: self.store.alterations() },
+            Opened { how, no_flush, keep: true, alterations: self.store.alterations().last() },
         ))
     }
 

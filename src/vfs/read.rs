@@ -1,5 +1,6 @@
 //! read(2) and lseek(2) of files that are served through the daemon.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -42,21 +43,32 @@ impl Vfs {
     }
 
     /// A descriptor may have read bytes that proved wrong later: it does not get to read the right ones behind them.
-    fn refuse_doubtful(&self, ino: Ino, alterations: u64) -> Result<()> {
-        if self.store.alterations() <= alterations {
+    pub fn refuse_doubtful(&self, ino: Ino, alterations: u64) -> Result<()> {
+        if self.store.alterations().last() <= alterations {
             return Ok(());
         }
         let node = self.nodes.lock(ino);
         match self.source(&node, &self.inode(ino)?)? {
-            Source::Blob(sum) if self.store.last_alteration(&sum) > alterations => Err(Error::Altered(sum)),
+            Source::Blob(sum) if self.store.alterations().last_of(&sum) > alterations => {
+                Err(Error::Altered(sum))
+            }
             _ => Ok(()),
+        }
+    }
+
+    /// What is read next is read anew, perhaps of another object: it must not be joined to what was read before.
+    fn doubt(&self, source: Source, error: &Error, known: u64) {
+        let (Source::Blob(sum), Error::Io { source: error, .. }) = (source, error) else { return };
+        let alterations = self.store.alterations();
+        if error.kind() == io::ErrorKind::InvalidData && alterations.last_of(&sum) <= known {
+            alterations.note(&sum);
         }
     }
 
     /// Whether the pages of a file that is about to be opened can be trusted. If not, it is read anew.
     pub(super) fn are_pages_good(&self, node: &Locked<'_>, inode: &Inode) -> bool {
         match self.source(node, inode) {
-            Ok(Source::Blob(sum)) if self.store.last_alteration(&sum) > 0 => {
+            Ok(Source::Blob(sum)) if self.store.alterations().last_of(&sum) > 0 => {
                 self.descriptors.forget_blob(&sum);
                 false
             }
@@ -79,10 +91,14 @@ impl Vfs {
     pub(super) fn with_reader<T>(&self, ino: Ino, mut act: impl FnMut(&Reader) -> Result<T>) -> Result<T> {
         loop {
             let before = self.hand_overs.load(Ordering::Acquire);
-            let reader = self.current_reader(ino)?;
+            let (source, reader) = self.current_reader(ino)?;
             if reader.is_remote() {
+                let known = self.store.alterations().last();
                 // Nobody writes to what is far away, and one who waits for it must not hold up those who do not.
-                return act(&reader).inspect_err(|_| self.descriptors.forget_failed(&reader));
+                return act(&reader).inspect_err(|error| {
+                    self.descriptors.forget_failed(&reader);
+                    self.doubt(source, error, known);
+                });
             }
             let _gate = self.blob_reads.read();
             if self.hand_overs.load(Ordering::Acquire) == before {
@@ -128,8 +144,8 @@ impl Vfs {
         }
     }
 
-    /// A descriptor of the newest bytes.
-    fn current_reader(&self, ino: Ino) -> Result<Arc<Reader>> {
+    /// A descriptor of the newest bytes, and where they are.
+    fn current_reader(&self, ino: Ino) -> Result<(Source, Arc<Reader>)> {
         // A seal may end and its staging file go between the two steps; then the row has changed, and the next try hits.
         let mut tries = 0;
         loop {
@@ -142,7 +158,7 @@ impl Vfs {
             tries += 1;
             match self.reader(source, size) {
                 Err(Error::Store(error)) if error.is_absent() && tries < 4 => {}
-                other => return other,
+                other => return other.map(|reader| (source, reader)),
             }
         }
     }

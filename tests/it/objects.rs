@@ -1,8 +1,9 @@
 //! Depots whose blobs are objects of a bucket: what is there after outages, what damage there does, what a user is told.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::errno::Errno;
 
@@ -50,7 +51,7 @@ fn blobs_are_objects_named_as_artifactory_names_them() {
         assert_eq!(fs::read(repo.join("small")).unwrap(), small);
         // Written again in the middle.
         let file = fs::OpenOptions::new().write(true).open(repo.join("small")).unwrap();
-        std::os::unix::fs::FileExt::write_all_at(&file, b"new", 5_000).unwrap();
+        file.write_all_at(b"new", 5_000).unwrap();
         drop(file);
         depot.flush();
         assert_eq!(
@@ -182,6 +183,42 @@ fn damage_in_the_bucket_is_found() {
         eventually("the healed file to be read", || {
             fs::read(repo.join("cut")).is_ok_and(|bytes| bytes == contents[3].1)
         });
+    });
+}
+
+/// Who read a spoilt object is not given the rest of the good one that took its place, and nobody sees the two together.
+#[test]
+fn bytes_of_two_objects_are_never_in_one_file() {
+    guarded(|| {
+        let server = Server::start(Speaks::S3);
+        let depot = Depot::in_bucket(&server, server.port(), &[]);
+        depot.mount();
+        fs::create_dir(depot.path("repo")).unwrap();
+        let (file, good) = (depot.path("repo/file"), noise(1, 4_000_000));
+        fs::write(&file, &good).unwrap();
+        depot.flush();
+        depot.umount();
+        let object = depot.blob(&sha1(&good));
+        let exchange = |bytes: &[u8], age: u64| {
+            fs::remove_file(&object).unwrap();
+            fs::write(&object, bytes).unwrap();
+            let at = SystemTime::now() - Duration::from_secs(age);
+            fs::File::options().write(true).open(&object).unwrap().set_modified(at).unwrap();
+            server.refresh();
+        };
+        exchange(&noise(2, good.len()), 100);
+        depot.mount();
+        let early = fs::File::open(&file).unwrap();
+        let mut piece = [0; 4096];
+        early.read_exact_at(&mut piece, 0).unwrap();
+        assert!(piece[..] != good[..4096]);
+        exchange(&good, 50);
+        for _ in 0..2 {
+            early.read_exact_at(&mut piece, 3_000_000).fails(Errno::EIO);
+        }
+        assert!(fs::read(&file).unwrap() == good, "what was spoilt is not kept");
+        drop(early);
+        assert!(fs::read(&file).unwrap() == good);
     });
 }
 

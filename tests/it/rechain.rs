@@ -242,6 +242,99 @@ fn altered_blobs_are_named_and_nothing_is_exchanged() {
     });
 }
 
+/// A directory that loses its disk: what is below the mount point is empty.
+fn unmount_disk(depot: &Depot, dir: &Path) -> PathBuf {
+    let away = depot.scratch().join("away");
+    fs::rename(dir, &away).unwrap();
+    fs::create_dir(dir).unwrap();
+    away
+}
+
+/// The disk is there again; nothing was made in its absence.
+#[track_caller]
+fn mount_disk(dir: &Path, away: &Path) {
+    fs::remove_dir(dir).expect("nothing was put below the mount point");
+    fs::rename(away, dir).unwrap();
+}
+
+#[test]
+fn where_the_disk_of_the_old_chain_is_away_nothing_is_made() {
+    guarded(|| {
+        let depot = filled(Mode::Passthrough);
+        depot.mount();
+        let forced = fs::File::create(depot.path("repo/forced")).unwrap();
+        forced.write_all_at(&noise(3, 100_000), 0).unwrap();
+        forced.sync_all().unwrap();
+        drop(forced);
+        depot.kill();
+        let blobs = depot.dir.join("filestore");
+        let away = unmount_disk(&depot, &blobs);
+        let err = rechain(&depot, &["--to", "cache-fs"]).fails(1);
+        assert!(err.contains("is its disk mounted?"), "{err}");
+        mount_disk(&blobs, &away);
+        rechain(&depot, &[]).ok();
+        assert_eq!(kind(&depot), "cache-fs");
+        depot.mount();
+        assert!(fs::read(depot.path("repo/forced")).unwrap() == noise(3, 100_000));
+        holds(&depot);
+    });
+}
+
+#[test]
+fn where_the_disk_of_the_new_chain_is_away_it_waits() {
+    guarded(|| {
+        let depot = filled(Mode::Passthrough);
+        let raid = depot.scratch().join("raid");
+        let new = depot.scratch().join("new.toml");
+        fs::write(&new, "template = 'file-system'").unwrap();
+        let dir = format!("file-system.dir={}", raid.display());
+        depot.mount();
+        let told = rechain(&depot, &["--to", new.to_str().unwrap(), "--set", &dir]).ok();
+        assert!(told.contains("the next mount"), "{told}");
+        depot.umount();
+        let away = unmount_disk(&depot, &raid);
+        depot.mount();
+        assert!(fs::read(depot.path("repo/file7")).unwrap() == bytes(7));
+        depot.umount();
+        assert!(rechain(&depot, &[]).fails(1).contains("is its disk mounted?"));
+        mount_disk(&raid, &away);
+        depot.mount();
+        assert_eq!(depot.status()["chain"][0]["directory"], raid.to_str().unwrap());
+        for i in 0..FILES {
+            assert!(fs::read(depot.path(format!("repo/file{i}"))).unwrap() == bytes(i));
+        }
+        depot.umount();
+        depot.check();
+    });
+}
+
+/// A blob that is stored when most is copied already, and stands in the new chain from another time, is compared as well.
+#[test]
+fn what_comes_late_is_compared_too() {
+    guarded(|| {
+        let mut depot = filled(Mode::Passthrough);
+        rechain(&depot, &["--to", "full-db-direct"]).ok();
+        depot.mode = Mode::Database;
+        let late = noise(78, 50_000);
+        let sum = sha1(&late);
+        let old = depot.dir.join("filestore").join(&sum[..2]).join(&sum);
+        fs::write(&old, vec![b'x'; late.len()]).unwrap();
+        depot.mount();
+        let told = rechain(&depot, &["--to", "file-system"]).ok();
+        assert!(told.contains("the next mount"), "{told}");
+        fs::write(depot.path("repo/late"), &late).unwrap();
+        depot.umount();
+        let before = fs::metadata(depot.dir.join("rechain.trusted")).unwrap().len();
+        assert!(before >= 20 * 40, "what was compared is not compared again: {before}");
+        depot.mount();
+        depot.mode = Mode::Passthrough;
+        assert_eq!(kind(&depot), "file-system");
+        assert!(fs::read(depot.path("repo/late")).unwrap() == late);
+        assert!(!depot.dir.join("rechain.trusted").exists());
+        holds(&depot);
+    });
+}
+
 /// A small disk of the memory, gone with the value.
 struct Small(PathBuf);
 

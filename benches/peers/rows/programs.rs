@@ -29,6 +29,8 @@ pub fn prepare_tar(run: &Run, _: &Path) -> Result<()> {
     files::make_sources(&tree, run.scaled(SOURCES))?;
     let git = |args: &[&str]| run_in(&tree, "git", args).map(drop);
     git(&["init", "-q"])?;
+    // A commit may begin one in the background, which keeps the one below from its work.
+    git(&["config", "gc.auto", "0"])?;
     git(&["add", "-A"])?;
     git(&["-c", "user.name=bench", "-c", "user.email=bench@localhost", "commit", "-q", "-m", "sources"])?;
     git(&["gc", "-q"])?;

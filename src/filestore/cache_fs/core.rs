@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 
+use super::super::alterations::Alterations;
 use super::super::blob::{Blob, BlobFile, FileId};
 use super::super::error::Result;
 use super::super::file_system::{FileSystem, blob_path};
@@ -21,7 +22,6 @@ use super::super::provider::Provider;
 use super::super::staging::{StagingDir, staging_path};
 use super::super::volume::PRE;
 use super::Options;
-use super::alterations::Alterations;
 use super::arrival::Arrival;
 use super::fill::Fill;
 use super::ledger::{Asked, Ledger, room_of};
@@ -57,7 +57,7 @@ pub(super) struct Core {
     pub(super) gate: RwLock<()>,
     claims: Mutex<HashMap<Checksum, Claim>>,
     pub(super) arrivals: Mutex<HashMap<Checksum, Weak<Arrival>>>,
-    pub(super) alterations: Alterations,
+    pub(super) alterations: Arc<Alterations>,
     left: Mutex<Vec<Left>>,
     asked: Mutex<Vec<Asked>>,
     evicting: Mutex<()>,
@@ -127,7 +127,7 @@ impl Core {
             gate: RwLock::default(),
             claims: Mutex::default(),
             arrivals: Mutex::default(),
-            alterations: Alterations::default(),
+            alterations: Arc::default(),
             left: Mutex::new(left),
             asked: Mutex::default(),
             evicting: Mutex::default(),

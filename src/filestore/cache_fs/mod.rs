@@ -13,7 +13,6 @@
 //! ```
 
 mod advice;
-mod alterations;
 mod arrival;
 mod core;
 mod fill;
@@ -35,6 +34,7 @@ pub use self::advice::Advice;
 use self::arrival::Arrival;
 use self::core::Core;
 use self::ledger::Ledger;
+use super::alterations::Alterations;
 use super::blob::{Blob, BlobFile, FileId};
 use super::error::{Error, Result};
 use super::file_system::{self, FileSystem};
@@ -136,14 +136,9 @@ impl CacheFs {
         Ok(CacheFs { core, worker: Mutex::default() })
     }
 
-    /// How often a blob came with bytes that are not its own.
-    pub fn alterations(&self) -> u64 {
-        self.core.alterations.last()
-    }
-
-    /// Which of these times was the last that may have been this blob; 0: none.
-    pub fn last_alteration(&self, sum: &Checksum) -> u64 {
-        self.core.alterations.last_of(sum)
+    /// Where it notes blobs that came with bytes that are not theirs.
+    pub fn alterations(&self) -> Arc<Alterations> {
+        Arc::clone(&self.core.alterations)
     }
 
     /// Starts its worker.

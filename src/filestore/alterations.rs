@@ -1,4 +1,5 @@
-//! Which blobs came with bytes that are not theirs, and when that was found out: what was read of them before is in doubt.
+//! Which blobs came with bytes that are not theirs, or as two objects one after the other, and when that was found out: what
+//! was read of them before is in doubt.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,7 +13,7 @@ const KNOWN_MAX: usize = 10_000;
 
 /// See above. They are numbered from 1 on.
 #[derive(Debug, Default)]
-pub(super) struct Alterations {
+pub struct Alterations {
     last: AtomicU64,
     known: Mutex<Known>,
 }
@@ -27,7 +28,7 @@ struct Known {
 
 impl Alterations {
     /// Notes one. Nobody may be told before that.
-    pub(super) fn note(&self, sum: &Checksum) {
+    pub fn note(&self, sum: &Checksum) {
         let mut known = self.known.lock();
         let number = self.last.load(Ordering::Acquire) + 1;
         if known.of.len() >= KNOWN_MAX {
@@ -39,12 +40,12 @@ impl Alterations {
     }
 
     /// The number of the last one, of whatever blob; 0: none.
-    pub(super) fn last(&self) -> u64 {
+    pub fn last(&self) -> u64 {
         self.last.load(Ordering::Acquire)
     }
 
     /// The number of the last one of a blob, or of the last that may have been; 0: none.
-    pub(super) fn last_of(&self, sum: &Checksum) -> u64 {
+    pub fn last_of(&self, sum: &Checksum) -> u64 {
         let known = self.known.lock();
         known.of.get(sum).copied().unwrap_or(known.forgotten)
     }

@@ -4,12 +4,16 @@
 //! rest is copied and compared with its checksum on the way. So a pass that was ended early is gone on with by the next, and
 //! what is stored during a pass is found by the one after it. Nothing is removed from where it is copied from.
 
+mod trusted;
+
 use std::collections::HashMap;
 use std::io;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use parking_lot::Mutex;
+
+pub use self::trusted::Trusted;
 
 use crate::change::BlobRow;
 use crate::checksum::Checksum;
@@ -50,8 +54,8 @@ pub struct Way<'a> {
     pub from: &'a Filestore,
     /// Gets them.
     pub to: &'a Filestore,
-    /// Whether what stands in the target is read and compared before it counts.
-    pub distrust: bool,
+    /// What of the target counts as it stands there, and the rest is compared first; `None`: all of it.
+    pub trusted: Option<&'a Trusted>,
 }
 
 /// How far a pass is; others may look at it meanwhile.
@@ -127,11 +131,20 @@ impl Pass {
     /// Sees that the target has one blob. An error is of a store, not of the blob.
     fn one(&self, way: Way<'_>, row: &BlobRow, stands: Option<u64>) -> Result<(), Error> {
         self.seen.fetch_add(1, Relaxed);
-        if stands == Some(row.size) && (!way.distrust || is_good(way.to, row)?) {
-            return Ok(());
+        let sum = &row.checksum;
+        if stands == Some(row.size) {
+            let Some(trusted) = way.trusted else { return Ok(()) };
+            if trusted.has(sum) {
+                return Ok(());
+            }
+            if is_good(way.to, row)? {
+                trusted.add(sum);
+                return Ok(());
+            }
         }
         match copy(way.from, way.to, row) {
             Ok(()) => {
+                way.trusted.inspect(|trusted| trusted.add(sum));
                 self.copied.fetch_add(1, Relaxed);
                 self.bytes.fetch_add(row.size, Relaxed);
                 // A death here leaves a blob in the target that the next pass finds.
@@ -139,12 +152,12 @@ impl Pass {
                 Ok(())
             }
             // It may have been removed meanwhile: then nobody misses it.
-            Err(_) if way.index.blob(&row.checksum)?.is_none_or(|row| row.refs == 0) => Ok(()),
+            Err(_) if way.index.blob(sum)?.is_none_or(|row| row.refs == 0) => Ok(()),
             Err(error) if concerns_the_blob(&error) => {
                 self.failed.fetch_add(1, Relaxed);
                 let mut told = self.told.lock();
                 if told.len() < TOLD_MAX {
-                    told.push((row.checksum, text::chain(&error)));
+                    told.push((*sum, text::chain(&error)));
                 }
                 Ok(())
             }
@@ -180,7 +193,7 @@ fn is_good(store: &Filestore, row: &BlobRow) -> filestore::Result<bool> {
 fn copy(from: &Filestore, to: &Filestore, row: &BlobRow) -> filestore::Result<()> {
     let sum = &row.checksum;
     for _ in 1..TRIES {
-        let blob = from.open_blob(sum, row.size)?;
+        let blob = from.open_blob_uncached(sum, row.size)?;
         match to.put_copy(sum, &blob) {
             Err(StoreError::Altered(_)) => {}
             done => return done,
@@ -190,7 +203,7 @@ fn copy(from: &Filestore, to: &Filestore, row: &BlobRow) -> filestore::Result<()
             from.mend(sum)?;
         }
     }
-    to.put_copy(sum, &from.open_blob(sum, row.size)?)
+    to.put_copy(sum, &from.open_blob_uncached(sum, row.size)?)
 }
 
 /// Whether others may fare better than this blob.
