@@ -38,6 +38,11 @@ pub trait Remote: fmt::Debug + Send + Sync {
     /// Reads at `offset`; fewer bytes than asked only at the end.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
 
+    /// Whether they are being kept in a file of this host, which an open some time later gets.
+    fn is_kept(&self) -> bool {
+        false
+    }
+
     /// Gives all bytes from `from` on to `each`, in order and piece by piece; small pieces come first, so that whoever waits for
     /// the first bytes has them soon.
     fn stream(&self, from: u64, each: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {

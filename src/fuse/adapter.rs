@@ -18,6 +18,7 @@ use fuser::{
 use crate::change::Ino;
 use crate::filestore::Reach;
 use crate::fuse::answer::{DOT, DOT_DOT, Dots, GENERATION, cached, caller, no_flush, nothing, token};
+use crate::fuse::behind::Behind;
 use crate::fuse::convert::{
     self, FOR_EVER, NOT_AT_ALL, Root, access, handle, handle_access, handle_alterations,
 };
@@ -48,6 +49,7 @@ pub struct Adapter {
     pub(super) root: Root,
     pub(super) quiet: Arc<Quiet>,
     slow: Arc<Slow>,
+    pub(super) behind: Behind,
     reach: Reach,
 }
 
@@ -55,7 +57,7 @@ impl Adapter {
     pub fn new(vfs: Arc<Vfs>) -> Adapter {
         let root = Root(vfs.options().subdir);
         let reach = vfs.store().reach();
-        Adapter { vfs, root, quiet: Arc::default(), slow: Arc::default(), reach }
+        Adapter { vfs, root, quiet: Arc::default(), slow: Arc::default(), behind: Behind::default(), reach }
     }
 
     /// Answers a request, on a thread of its own kind when it may be `slow`.
@@ -335,12 +337,18 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.answer(self.far() && self.vfs.reads_far(self.root.ino(ino)), move |this| {
+        let far = self.far() && self.vfs.reads_far(self.root.ino(ino));
+        self.answer(far, move |this| {
             let _under_way = begin(Operation::Read, ino);
-            let ino = this.root.ino(ino);
+            let (node, ino) = (ino, this.root.ino(ino));
             let mut buffer = vec![0; size as usize];
             match this.vfs.read(ino, handle_alterations(fh), offset, &mut buffer) {
-                Ok(n) => reply.data(&buffer[..n]),
+                Ok(n) => {
+                    reply.data(&buffer[..n]);
+                    if far {
+                        this.behind.was_read(node, offset, n, || this.vfs.is_kept_for(ino));
+                    }
+                }
                 Err(error) => reply.error(this.failed("read", ino, &error)),
             }
         });

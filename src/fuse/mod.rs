@@ -5,6 +5,7 @@
 
 mod adapter;
 mod answer;
+mod behind;
 mod convert;
 mod errno;
 pub mod options;

@@ -63,7 +63,12 @@ impl Session {
             DEVICE_PER_THREAD.is_taken() && File::options().read(true).write(true).open("/dev/fuse").is_ok();
         let same_device =
             (mounting.options.passthrough == Switch::On).then(|| device.try_clone()).transpose()?;
-        let inner = fuser::Session::from_fd(Adapter::new(Arc::clone(&vfs)), device, acl, config)?;
+        let adapter = Adapter::new(Arc::clone(&vfs));
+        let behind = adapter.behind.clone();
+        let inner = fuser::Session::from_fd(adapter, device, acl, config)?;
+        if vfs.passthrough() {
+            behind.begin(inner.notifier());
+        }
         if let Some(device) = same_device {
             // The kernel forgets it with the mount.
             let register =

@@ -45,6 +45,11 @@ impl Reader {
         matches!(self, Reader::Blob(Blob::Remote(_)))
     }
 
+    /// Whether its bytes come from far away and stay in a file of this host.
+    pub fn is_kept(&self) -> bool {
+        matches!(self, Reader::Blob(Blob::Remote(remote)) if remote.is_kept())
+    }
+
     /// Copies a range over whatever a staging file has there.
     pub fn copy_over(&self, offset: u64, to: &StagingWriter, at: u64, length: u64) -> io::Result<()> {
         match self {

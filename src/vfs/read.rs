@@ -123,6 +123,19 @@ impl Vfs {
         source.and_then(|source| self.reader(source, inode.size)).is_ok_and(|reader| reader.is_remote())
     }
 
+    /// Whether one alone reads a file from far away and its bytes stay on this host meanwhile, where the next open finds them.
+    pub fn is_kept_for(&self, ino: Ino) -> bool {
+        let Some(node) = self.nodes.try_lock(ino) else { return false };
+        if node.opens != 1 || node.writers > 0 || node.clone.is_some() {
+            return false;
+        }
+        let Ok(inode) = self.inode(ino) else { return false };
+        let source = self.source(&node, &inode);
+        drop(node);
+        let reader = source.and_then(|source| self.reader(source, inode.size));
+        reader.is_ok_and(|reader| reader.is_kept())
+    }
+
     /// Opens a blob that the index knows with this size.
     pub fn open_blob(&self, sum: &Checksum, size: u64) -> Result<OpenBlob> {
         let hand_overs = self.hand_overs.load(Ordering::Acquire);

@@ -58,6 +58,10 @@ fn cached(depot: &Depot, bytes: &[u8]) -> PathBuf {
 fn write_uncached(depot: &Depot, path: &Path, bytes: &[u8]) {
     fs::write(path, bytes).unwrap();
     depot.flush();
+    uncache(depot, bytes);
+}
+
+fn uncache(depot: &Depot, bytes: &[u8]) {
     eventually("the blob to be out of the cache", || {
         depot.cli(&["cache", "drop", depot.dir_str(), &sha1(bytes)]).ok();
         !cached(depot, bytes).exists()
@@ -394,6 +398,51 @@ fn bytes_that_proved_wrong_are_not_kept() {
         // It may have read what was wrong: what is right behind it would be half of another file.
         early.read_exact_at(&mut first, 600_000).fails(nix::errno::Errno::EIO);
         drop(early);
+        assert!(fs::read(&file).unwrap() == bytes);
+        depot.umount();
+        depot.check();
+    });
+}
+
+/// What arrives is not in memory twice: the kernel's pages of it go behind its only reader, as its file has the bytes.
+#[cfg(debug_assertions)]
+#[test]
+fn pages_behind_the_reader_of_what_arrives_are_given_back() {
+    guarded(|| {
+        let depot = Depot::uninitialised(Mode::Passthrough);
+        let set =
+            ["chain=cache-fs,faulty,file-system", "faulty.remote=true", "cache-fs.skip-during-upload=true"];
+        let mut args = vec!["init", depot.dir_str()];
+        set.iter().for_each(|setting| args.extend(["--set", *setting]));
+        depot.cli(&args).ok();
+        depot.mount();
+        let (file, bytes) = (depot.path("repo/file"), noise(1, 64 << 20));
+        fs::create_dir(depot.path("repo")).unwrap();
+        fs::write(&file, &bytes).unwrap();
+        depot.flush();
+        depot.umount();
+        for readers in [1, 2] {
+            depot.mount();
+            let open: Vec<File> = (0..readers).map(|_| File::open(&file).unwrap()).collect();
+            let (mut piece, mut at) = (vec![0; 1 << 20], 0);
+            while at < bytes.len() {
+                let read = open[0].read_at(&mut piece, at as u64).unwrap();
+                assert!(piece[..read] == bytes[at..at + read], "at {at}");
+                at += read;
+            }
+            let before = reads(&depot);
+            open[0].read_exact_at(&mut piece, 8 << 20).unwrap();
+            assert!(piece[..] == bytes[8 << 20..9 << 20]);
+            // Others may be behind, and are not made to ask again.
+            assert_eq!(reads(&depot) > before, readers == 1, "{readers}");
+            let before = reads(&depot);
+            open[0].read_exact_at(&mut piece, 63 << 20).unwrap();
+            assert_eq!(reads(&depot), before, "what was just read is still there");
+            drop(open);
+            uncache(&depot, &bytes);
+            depot.umount();
+        }
+        depot.mount();
         assert!(fs::read(&file).unwrap() == bytes);
         depot.umount();
         depot.check();

@@ -479,6 +479,10 @@ impl Remote for Handle {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         self.0.read_at(buffer, offset)
     }
+
+    fn is_kept(&self) -> bool {
+        self.0.held.try_read().is_some_and(|held| held.is_some())
+    }
 }
 
 fn altered(sum: &Checksum) -> io::Error {
