@@ -410,7 +410,7 @@ impl Core {
             None => self.lend_left(name, file)?,
         };
         if lent && let Some(arrival) = self.arrival(sum) {
-            arrival.let_go();
+            arrival.let_go_of(file);
         }
         Ok(lent)
     }
@@ -429,10 +429,11 @@ impl Core {
                 Some(_) => drop(volume.remove(&path)?),
                 None => volume.rename(&path, &staged)?,
             }
-            // After a power cut the blob's name must not lead to what is written from now on.
-            volume.force_folder(&path[..2])?;
             dir
         };
+        // After a power cut the blob's name must not lead to what is written from now on. The gate is open meanwhile: the
+        // claim keeps others from the name.
+        self.dirs[dir].volume().force_folder(&path[..2])?;
         // A crash here leaves a staging name that nobody knows, and a row without a file.
         failpoint::hit("cache.lent");
         let room = self.ledger.strike(&[*sum])?;
