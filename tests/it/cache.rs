@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
-#[cfg(debug_assertions)]
 use std::os::unix::fs::FileExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -196,6 +195,39 @@ fn a_full_disk_of_the_cache_is_no_error_of_readers_and_writers() {
         depot.umount();
         depot.mount();
         assert!(fs::read(repo.join("file3")).unwrap() == noise(103, 1_500_000));
+    });
+}
+
+/// A queue and a cache on two disks: what was uploaded is copied where it cannot be moved.
+#[test]
+fn what_is_uploaded_is_cached_on_another_disk() {
+    guarded(|| {
+        let disk = Disk::new(64);
+        let dir = disk.at.join("cache");
+        let depot = Depot::uninitialised(Mode::Passthrough);
+        let set = [
+            "chain=cache-fs,eventual,file-system".to_owned(),
+            format!("cache-fs.cache-provider-dir={}", dir.display()),
+        ];
+        let mut args = vec!["init", depot.dir_str()];
+        set.iter().for_each(|setting| args.extend(["--set", setting]));
+        depot.cli(&args).ok();
+        depot.mount();
+        fs::create_dir(depot.path("repo")).unwrap();
+        let contents: Vec<Vec<u8>> = (0..10).map(|i| noise(i, 100_000)).collect();
+        for (i, bytes) in contents.iter().enumerate() {
+            fs::write(depot.path(format!("repo/file{i}")), bytes).unwrap();
+        }
+        depot.flush();
+        let at = |bytes: &[u8]| dir.join(&sha1(bytes)[..2]).join(sha1(bytes));
+        eventually("all to be cached", || contents.iter().all(|bytes| at(bytes).exists()));
+        assert!(contents.iter().all(|bytes| fs::read(at(bytes)).unwrap() == *bytes));
+        eventually("the count to be right", || {
+            let told = cache(&depot);
+            told["entries"] == 10
+                && told["used"].as_u64() == Some(room_of_files(&dir))
+                && told["evictions"] == 0
+        });
     });
 }
 

@@ -66,6 +66,8 @@ pub(super) struct Core {
     complained: Mutex<Option<Instant>>,
     temporaries: AtomicU64,
     pub(super) fetches: AtomicUsize,
+    /// Which directories are on another file system than the files that are handed over, as far as that was tried.
+    pub(super) elsewhere: Vec<AtomicBool>,
     pub(super) hits: AtomicU64,
     pub(super) misses: AtomicU64,
     evictions: AtomicU64,
@@ -118,6 +120,7 @@ impl Core {
             }
         }
         let taken = Taken { room: room + left.iter().map(|left| left.room).sum::<u64>(), arriving: 0 };
+        let elsewhere = dirs.iter().map(|_| AtomicBool::default()).collect();
         Ok(Core {
             dirs,
             below,
@@ -136,6 +139,7 @@ impl Core {
             complained: Mutex::default(),
             temporaries: AtomicU64::new(1),
             fetches: AtomicUsize::new(0),
+            elsewhere,
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
             evictions: AtomicU64::new(0),
@@ -161,7 +165,7 @@ impl Core {
     }
 
     /// The file of a blob, in whatever directory it is: their number may have changed.
-    fn find(&self, sum: &Checksum) -> Result<Option<(usize, BlobFile)>> {
+    pub(super) fn find(&self, sum: &Checksum) -> Result<Option<(usize, BlobFile)>> {
         let first = self.dir_of(sum);
         for i in (0..self.dirs.len()).map(|i| (first + i) % self.dirs.len()) {
             if let Some(file) = self.dirs[i].open_file(sum)? {
@@ -376,6 +380,17 @@ impl Core {
             }
             Withdrawn::Absent | Withdrawn::Used => Ok(false),
         }
+    }
+
+    /// Takes away a blob's file that no row counts, unless somebody has it open; whether it did.
+    pub(super) fn drop_uncounted(&self, sum: &Checksum) -> Result<bool> {
+        let Some(_leaving) = self.claim_leaving(sum) else { return Ok(false) };
+        // A row comes before its file, and goes after it, both under the claim.
+        if self.ledger.size(sum)?.is_some() {
+            return Ok(false);
+        }
+        let Withdrawn::Gone { dir, path, .. } = self.withdraw(sum, false)? else { return Ok(false) };
+        self.dirs[dir].volume().remove(&path)
     }
 
     /// Takes a blob out of the cache, also when it is open: its file then has its room until it is closed. `only`: if it is

@@ -19,6 +19,7 @@ mod core;
 mod fill;
 mod filling;
 mod ledger;
+mod sweep;
 
 use std::io;
 use std::ops::ControlFlow;
@@ -165,7 +166,8 @@ impl CacheFs {
     }
 
     /// Makes the file at `from`, which holds this blob whole and forced, the cached copy, by moving it; false when it stays where
-    /// it is, because there is no room, or it is on another file system, or the blob is cached already.
+    /// it is, because there is no room, or the blob is cached already, or it is on another file system: then it may go, and is
+    /// copied from its open file.
     pub fn take_over(&self, sum: &Checksum, size: u64, from: &Path) -> Result<bool> {
         self.core.take_over(sum, size, from)
     }
@@ -355,6 +357,7 @@ impl Provider for CacheFs {
         if let Some(arrival) = arrival {
             arrival.blob_is_gone();
         }
+        self.core.fills.lock().retain(|fill| fill.sum != *sum);
         self.core.expel(sum, None)?;
         Ok(removed)
     }

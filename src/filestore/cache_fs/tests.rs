@@ -656,6 +656,74 @@ fn a_file_from_below_is_taken_over_by_its_name() {
     assert_eq!(t.cache.cache_status().used, t.disk() - 102_400, "the file of the test");
 }
 
+/// The memory of this host as the other file system, where it is one.
+#[test]
+fn a_file_on_another_file_system_is_copied_from_its_open_file() {
+    let t = over_far(OPTIONS);
+    let elsewhere = tempfile::tempdir_in("/dev/shm").unwrap();
+    let dev = |path: &Path| std::fs::metadata(path).unwrap().dev();
+    if dev(elsewhere.path()) == dev(t.dir.path()) {
+        return;
+    }
+    let hand_over = |i: u64| {
+        let bytes = noise(i, 100_000);
+        let (sum, path) = (t.far.add(bytes.clone()), elsewhere.path().join("queued"));
+        std::fs::write(&path, &bytes).unwrap();
+        assert!(!t.cache.take_over(&sum, 100_000, &path).unwrap());
+        std::fs::remove_file(&path).unwrap();
+        (sum, bytes)
+    };
+    let blobs: Vec<(Checksum, Vec<u8>)> = (0..6).map(hand_over).collect();
+    let (removed, _) = hand_over(6);
+    t.cache.remove(&removed).unwrap();
+    while t.cache.core.fill_next() {}
+    assert_eq!(t.far.calls.load(Ordering::SeqCst), 0, "nothing was fetched");
+    for (sum, bytes) in &blobs {
+        assert!(t.is_cached(sum));
+        assert_eq!(bytes_of(&t.blob(sum)), *bytes);
+    }
+    let status = t.cache.cache_status();
+    assert_eq!((status.entries, status.evictions, status.used), (6, 0, t.disk()));
+}
+
+/// Two who fill the cache with one blob at the same time: the second finds that the first has done it.
+#[test]
+fn a_place_for_what_stands_is_none() {
+    let t = over_far(OPTIONS);
+    let sum = t.far.add(noise(8, 100_000));
+    read_all(&t.blob(&sum)).unwrap();
+    t.settle();
+    let places = filling::Place::take(&t.cache.core, &[(sum, 100_000)]);
+    assert!(matches!(places[..], [None]));
+    drop(places);
+    let status = t.cache.cache_status();
+    assert_eq!((status.entries, status.used), (1, t.disk()));
+    assert!(t.cache.drop_blob(&sum).unwrap(), "nobody decides on it any more");
+}
+
+/// A power cut brought back a name whose row was struck out for good.
+#[test]
+fn a_file_without_a_row_goes_after_a_start() {
+    let t = over_far(OPTIONS);
+    let sums: Vec<Checksum> = (0..3).map(|i| t.far.add(noise(i, 100_000))).collect();
+    for sum in &sums {
+        read_all(&t.blob(sum)).unwrap();
+        t.settle();
+    }
+    let core = &t.cache.core;
+    core.give_back(core.ledger.strike(&sums[..2]).unwrap());
+    let open = t.blob(&sums[1]);
+    let mut sweep = sweep::Sweep::of(core);
+    while sweep.step(core) {}
+    let there: Vec<bool> = sums.iter().map(|sum| !t.cache.locate(sum).unwrap().is_empty()).collect();
+    assert_eq!(there, [false, true, true], "what is open stays until the next start");
+    drop(open);
+    let mut sweep = sweep::Sweep::of(core);
+    while sweep.step(core) {}
+    assert_eq!((t.cache.cache_status().used, t.disk()), (102_400, 102_400));
+    assert!(t.is_cached(&sums[2]) && t.cache.open_cached(&Checksum::EMPTY).is_some());
+}
+
 /// Blobs of at most `max` bytes are cached, by writes unless that is off; a file below is copied.
 #[test]
 fn what_is_put_is_cached_as_far_as_it_is_to_be() {
