@@ -398,6 +398,34 @@ fn it_stands_before_files_and_may_be_thrown_away() {
     });
 }
 
+/// A good copy in the cache says nothing of what is stored.
+#[test]
+fn damage_below_the_cache_is_found() {
+    guarded(|| {
+        let depot = Depot::uninitialised(Mode::Passthrough);
+        depot.cli(&["init", depot.dir_str(), "--template", "cache-fs"]).ok();
+        depot.mount();
+        let file = depot.path("repo/file");
+        fs::create_dir(depot.path("repo")).unwrap();
+        let bytes = noise(1, 300_000);
+        fs::write(&file, &bytes).unwrap();
+        depot.flush();
+        eventually("the copy to be made", || cached(&depot, &bytes).exists());
+        depot.cli(&["blob", "verify", depot.dir_str(), "repo/file"]).ok();
+        let stored = depot.dir.join("filestore").join(&sha1(&bytes)[..2]).join(sha1(&bytes));
+        let mut altered = bytes.clone();
+        altered[77] ^= 1;
+        fs::remove_file(&stored).unwrap();
+        fs::write(&stored, &altered).unwrap();
+        let found = depot.cli(&["blob", "verify", depot.dir_str(), "repo/file"]);
+        assert!(found.code == Some(4) && found.err.contains("altered"), "{}", found.err);
+        assert!(cached(&depot, &bytes).exists() && fs::read(&file).unwrap() == bytes);
+        fs::remove_file(&stored).unwrap();
+        let found = depot.cli(&["blob", "verify", depot.dir_str(), "repo/file"]);
+        assert!(found.code == Some(4) && found.err.contains("missing"), "{}", found.err);
+    });
+}
+
 /// What was read before the end of an arrival showed that its bytes are wrong is not shown again from the kernel's pages.
 #[cfg(debug_assertions)]
 #[test]

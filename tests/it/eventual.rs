@@ -109,7 +109,7 @@ fn umount_waits_for_the_queue() {
         faults(&depot, "put=delay:200");
         let late = noise(7, 90_000);
         fs::write(depot.path("repo/late"), &late).unwrap();
-        crate::harness::run_command(&mut crate::harness::command("umount", &[depot.mountpoint_str()])).ok();
+        run_command(&mut command("umount", &[depot.mountpoint_str()])).ok();
         eventually("the daemon to end", || depot.daemons().is_empty());
         assert!(stored(&depot, &late).exists());
     });

@@ -180,6 +180,16 @@ impl CacheFs {
         }
     }
 
+    /// Opens the cached copy.
+    pub fn open_cached(&self, sum: &Checksum) -> Option<Blob> {
+        self.core.cached(sum, None).map(Blob::Local)
+    }
+
+    /// Opens what is below, whatever is cached; it is not cached by this.
+    pub fn open_below(&self, sum: &Checksum) -> Result<Option<Blob>> {
+        self.core.below.open(sum, None)
+    }
+
     /// Drops this very file, if it is the cached copy of the blob; whether it was.
     pub fn drop_copy(&self, sum: &Checksum, file: FileId) -> Result<bool> {
         self.core.expel(sum, Some(file))
