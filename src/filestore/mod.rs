@@ -45,7 +45,7 @@ pub use provider::{
     Found, Health, Listed, Mended, Offer, Provider, ProviderStatus, Reach, Space, Staged, Visit,
 };
 pub use sharding::Wanted;
-pub use staging::{StagingDir, StagingReader, StagingStat, StagingWriter};
+pub use staging::{StagingDir, StagingReader, StagingStat, StagingWriter, lacks_staging};
 
 use crate::change::{MountId, StagingName};
 use crate::checksum::{Checksum, Digest};

@@ -426,6 +426,71 @@ fn damage_below_the_cache_is_found() {
     });
 }
 
+/// A cached file that somebody reads becomes the staging file of whoever writes: then the cache has the only copy.
+#[test]
+fn a_lost_cache_with_unsealed_bytes_is_no_silent_loss() {
+    guarded(|| {
+        let (depot, repo) = depot_with(&[]);
+        let (file, bytes) = (repo.join("file"), noise(1, 300_000));
+        fs::write(&file, &bytes).unwrap();
+        depot.flush();
+        depot.umount();
+        depot.mount();
+        let reader = File::open(&file).unwrap();
+        (&reader).read_exact(&mut [0; 100]).unwrap();
+        let writer = File::options().write(true).open(&file).unwrap();
+        writer.write_all_at(b"NEW", 0).unwrap();
+        writer.sync_all().unwrap();
+        let (cache, away) = (depot.dir.join("cache"), depot.dir.join("cache.away"));
+        let staged = fs::read_dir(cache.join("_pre")).unwrap().count();
+        assert_eq!(staged, 1, "the cached file is the writer's");
+        depot.kill();
+        drop((reader, writer));
+        fs::rename(&cache, &away).unwrap();
+        for _ in 0..2 {
+            let refused = depot.mount_with("").fails(1);
+            assert!(refused.contains("or in a cache that is lost"), "{refused}");
+        }
+        fs::remove_dir_all(&cache).unwrap();
+        fs::rename(&away, &cache).unwrap();
+        depot.mount();
+        let mut new = bytes.clone();
+        new[..3].copy_from_slice(b"NEW");
+        assert!(fs::read(&file).unwrap() == new);
+        depot.flush();
+        depot.umount();
+        // What is sealed is below.
+        assert_eq!(fs::read_dir(cache.join("_pre")).unwrap().count(), 0);
+        fs::remove_dir_all(&cache).unwrap();
+        depot.mount();
+        assert!(fs::read(&file).unwrap() == new);
+    });
+}
+
+/// Who has lost the bytes for good can go on.
+#[test]
+fn a_lost_cache_can_be_given_up() {
+    guarded(|| {
+        let (depot, repo) = depot_with(&[]);
+        let (file, bytes) = (repo.join("file"), noise(1, 300_000));
+        fs::write(&file, &bytes).unwrap();
+        depot.flush();
+        let reader = File::open(&file).unwrap();
+        (&reader).read_exact(&mut [0; 100]).unwrap();
+        let writer = File::options().write(true).open(&file).unwrap();
+        writer.write_all_at(b"NEW", 0).unwrap();
+        writer.sync_all().unwrap();
+        depot.kill();
+        drop((reader, writer));
+        fs::remove_dir_all(depot.dir.join("cache")).unwrap();
+        let refused = depot.mount_with("").fails(1);
+        assert!(refused.contains("chain.known"), "{refused}");
+        fs::remove_file(depot.dir.join("chain.known")).unwrap();
+        depot.mount();
+        assert!(fs::read(&file).unwrap() == bytes, "the previous version");
+    });
+}
+
 /// What was read before the end of an arrival showed that its bytes are wrong is not shown again from the kernel's pages.
 #[cfg(debug_assertions)]
 #[test]

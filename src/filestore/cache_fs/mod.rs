@@ -1,6 +1,7 @@
 //! Keeps copies of blobs that were read or written lately on a disk of this host, before a slow provider.
 //!
-//! The cache holds nothing that is not also below, so anything in it may go at any time. Its limit is hard: room is taken
+//! The blobs in it are all below as well, so any of them may go at any time. Not so its staging files and what was set aside
+//! of them: a cached file can become a writer's, and is then the only one that has its bytes. Its limit is hard: room is taken
 //! before a byte arrives, what arrives counts and so does what was evicted and is still open; where there is no room, a read
 //! goes past the cache. Concurrent readers of one missing blob share one fetch ([`arrival`]). What was used when is
 //! remembered over restarts without a walk ([`ledger`]).
@@ -112,8 +113,8 @@ impl CacheFs {
         dirs.iter().try_for_each(|dir| FileSystem::create(dir, depot_id, &file_system::Options::default()))
     }
 
-    /// Opens the directories over what stands below. One that does not exist is made: a cache may be thrown away. One that
-    /// exists and is nobody's is refused, as its disk may not be mounted.
+    /// Opens the directories over what stands below. One that does not exist is made: whether it had staging files that
+    /// somebody needs is for the caller to find out. One that exists and is nobody's is refused, as its disk may not be mounted.
     pub fn open(
         dirs: &[PathBuf],
         depot_id: [u8; 16],
