@@ -712,7 +712,7 @@ fn a_file_without_a_row_goes_after_a_start() {
     }
     let core = &t.cache.core;
     core.give_back(core.ledger.strike(&sums[..2]).unwrap());
-    let open = t.blob(&sums[1]);
+    let open = t.cache.open(&sums[1], Some(100_000)).unwrap().unwrap();
     let mut sweep = sweep::Sweep::of(core);
     while sweep.step(core) {}
     let there: Vec<bool> = sums.iter().map(|sum| !t.cache.locate(sum).unwrap().is_empty()).collect();
