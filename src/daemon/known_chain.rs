@@ -1,17 +1,18 @@
-//! Whether the chain still has the blobs of the depot: looked at when it is another one than at the last start.
+//! Whether the chain still has the blobs of the depot: looked at when it is another one than at the last start, or a cache of
+//! it is lost.
 //!
 //! Somebody may have changed depot.toml by hand. A chain that does not reach the blobs would show files that cannot be read,
 //! and recovery would take staging files that lie elsewhere for lost, so such a chain is refused before anything is done.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 
 use crate::change::StagedRow;
 use crate::checksum::{Checksum, Hasher};
 use crate::config::{Config, Layer};
-use crate::filestore::Filestore;
+use crate::filestore::{self, Filestore};
 use crate::index::Index;
 
 /// Tells the chain of the last start, in the depot. It is a note: without it, or with a wrong one, there is a look more.
@@ -19,14 +20,29 @@ const FILE: &str = "chain.known";
 /// Blobs that are looked for, from all over the index.
 const PROBES: u8 = 16;
 
+/// Before the chain is opened, which makes a cache that is not there: a lost one may have had staging files, so that the chain
+/// is looked at as if it were another one, until it has all of them.
+pub(super) fn doubt_lost_caches(config: &Config, chain: &[filestore::Layer]) -> anyhow::Result<()> {
+    let dirs = chain.iter().filter_map(|layer| match layer {
+        filestore::Layer::CacheFs { dirs, .. } => Some(dirs),
+        _ => None,
+    });
+    let Some(lost) = dirs.flatten().find(|dir| filestore::lacks_staging(dir)) else { return Ok(()) };
+    let path = config.depot.join(FILE);
+    let emptied = File::create(&path).and_then(|file| file.sync_all());
+    emptied.with_context(|| {
+        format!("{} is lost, and {} cannot be written to note it", lost.display(), path.display())
+    })
+}
+
 /// Refuses a chain that is new and lacks what the index knows.
 pub(super) fn examine(config: &Config, index: &Index, store: &Filestore) -> anyhow::Result<()> {
     let (path, now) = (config.depot.join(FILE), fingerprint(config));
-    // Written without being forced: after a power cut it may be anything.
-    let before = fs::read_to_string(&path).ok().and_then(|text| Checksum::parse(&text));
-    if before == Some(now) {
+    let before = fs::read(&path).ok();
+    if before.as_deref() == Some(now.to_string().as_bytes()) {
         return Ok(());
     }
+    // Written without being forced: after a power cut it may be anything. That it is there says that there was a chain.
     if before.is_some() {
         must_have_staging(config, index, store)?;
     }
@@ -62,10 +78,13 @@ fn must_have_staging(config: &Config, index: &Index, store: &Filestore) -> anyho
     let lost = rows.iter().filter(|row| stands(row) && absent(row)).count();
     if lost > 0 {
         bail!(
-            "{lost} of {} files that are not sealed yet have their bytes in another chain than {}: put back the chain that \
-             depot.toml had and mount the depot with it once; depotfs rechain exchanges it",
+            "{lost} of {} files that are not sealed yet have their bytes in another chain than {}, or in a cache that is lost: \
+             put back the chain that depot.toml had, or the directory of the cache, and mount the depot with it once; depotfs \
+             rechain exchanges a chain. If the bytes are gone for good, remove {}: then the next mount goes back to the \
+             previous versions of these files",
             rows.len(),
-            in_words(config)
+            in_words(config),
+            config.depot.join(FILE).display()
         );
     }
     Ok(())

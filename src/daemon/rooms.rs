@@ -74,7 +74,9 @@ pub fn open(config: &Config) -> anyhow::Result<(Index, Filestore)> {
             config.index.join(INDEX_FILE).display()
         );
     }
-    let store = filestore::open_chain(&layers::of(config)?, depot_id)?;
+    let chain = layers::of(config)?;
+    known_chain::doubt_lost_caches(config, &chain)?;
+    let store = filestore::open_chain(&chain, depot_id)?;
     known_chain::examine(config, &index, &store)?;
     Ok((index, store))
 }

@@ -47,7 +47,7 @@ pub use provider::{
     Found, Health, Listed, Mended, Offer, Provider, ProviderStatus, Reach, Space, Staged, Visit,
 };
 pub use sharding::Wanted;
-pub use staging::{StagingDir, StagingReader, StagingStat, StagingWriter};
+pub use staging::{StagingDir, StagingReader, StagingStat, StagingWriter, lacks_staging};
 
 use crate::change::{MountId, StagingName};
 use crate::checksum::{Checksum, Digest};
@@ -485,8 +485,8 @@ impl Filestore {
         blob.digest(|| true).doing("read all of blob", sum.to_string())
     }
 
-    /// Reads every byte of a blob, of each copy where there are several, and compares: by BLAKE3 where the caller knows it,
-    /// which is faster, else by SHA-1.
+    /// Reads every byte of a blob, of each copy where there are several, a cached one too, and compares: by BLAKE3 where the
+    /// caller knows it, which is faster, else by SHA-1.
     pub fn verify(&self, sum: &Checksum, blake3: Option<&[u8; 32]>) -> Result<Verdict> {
         let Some(sharding) = &self.parts.sharding else { return self.verify_one(sum, blake3) };
         let (mut good, mut of) = (0, 0);
@@ -506,16 +506,17 @@ impl Filestore {
     }
 
     fn verify_one(&self, sum: &Checksum, blake3: Option<&[u8; 32]>) -> Result<Verdict> {
+        self.verify_cached(sum, blake3)?;
         loop {
-            let Some(blob) = self.open_stored(sum, None)? else { return Ok(Verdict::Missing) };
+            let found = match self.cache() {
+                Some(cache) => cache.open_below(sum)?,
+                None => self.provider.open(sum, None)?,
+            };
+            let Some(blob) = found else { return Ok(Verdict::Missing) };
             let size = blob.size();
             let (good, found) = look_at(&blob, sum, blake3).doing("read all of blob", sum.to_string())?;
             // A blob's file can change hands and be written while it is read: then what was read is nobody's.
             if self.is_still(sum, &blob)? {
-                // A cached copy is dropped: what is below is the blob.
-                if !good && self.drop_if_cached(sum, &blob)? {
-                    continue;
-                }
                 return Ok(if good {
                     Verdict::Good { blake3: found, size }
                 } else {
@@ -523,6 +524,16 @@ impl Filestore {
                 });
             }
         }
+    }
+
+    /// Drops the cached copy if it is altered. If it is good that says nothing of the blob, which is what is below.
+    fn verify_cached(&self, sum: &Checksum, blake3: Option<&[u8; 32]>) -> Result<()> {
+        let Some(blob) = self.cache().and_then(|cache| cache.open_cached(sum)) else { return Ok(()) };
+        let (good, _) = look_at(&blob, sum, blake3).doing("read all of blob", sum.to_string())?;
+        if !good && self.drop_if_cached(sum, &blob)? {
+            tracing::warn!("the cached copy of blob {sum} was altered: dropped");
+        }
+        Ok(())
     }
 
     /// What its callers may have to wait for.
@@ -534,11 +545,7 @@ impl Filestore {
     fn drop_if_cached(&self, sum: &Checksum, blob: &Blob) -> Result<bool> {
         let (Some(cache), Some(file)) = (self.cache(), blob.file_id()) else { return Ok(false) };
         let _latch = self.latches.take(*sum);
-        let dropped = cache.drop_copy(sum, file)?;
-        if dropped {
-            tracing::warn!("the cached copy of blob {sum} was altered: dropped");
-        }
-        Ok(dropped)
+        cache.drop_copy(sum, file)
     }
 
     /// How the chain does.

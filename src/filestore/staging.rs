@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::fcntl::{AtFlags, OFlag};
@@ -35,6 +35,11 @@ const WRITTEN_EARLY_BYTES_MIN: i64 = 1 << 20;
 /// Path of a staging file relative to its provider's directory.
 pub(super) fn staging_path(name: StagingName) -> String {
     format!("{PRE}/{name}")
+}
+
+/// Whether a directory has no staging files and no place for them, as one that is lost or was never made.
+pub fn lacks_staging(dir: &Path) -> bool {
+    matches!(dir.join(PRE).try_exists(), Ok(false))
 }
 
 /// The staging files of one provider directory.

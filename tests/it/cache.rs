@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
-#[cfg(debug_assertions)]
 use std::os::unix::fs::FileExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -203,6 +202,39 @@ fn a_full_disk_of_the_cache_is_no_error_of_readers_and_writers() {
     });
 }
 
+/// A queue and a cache on two disks: what was uploaded is copied where it cannot be moved.
+#[test]
+fn what_is_uploaded_is_cached_on_another_disk() {
+    guarded(|| {
+        let disk = Disk::new(64);
+        let dir = disk.at.join("cache");
+        let depot = Depot::uninitialised(Mode::Passthrough);
+        let set = [
+            "chain=cache-fs,eventual,file-system".to_owned(),
+            format!("cache-fs.cache-provider-dir={}", dir.display()),
+            "cache-fs.min-free-space=0".to_owned(),
+        ];
+        let mut args = vec!["init", depot.dir_str()];
+        set.iter().for_each(|setting| args.extend(["--set", setting]));
+        depot.cli(&args).ok();
+        depot.mount();
+        fs::create_dir(depot.path("repo")).unwrap();
+        let contents: Vec<Vec<u8>> = (0..10).map(|i| noise(i, 100_000)).collect();
+        for (i, bytes) in contents.iter().enumerate() {
+            fs::write(depot.path(format!("repo/file{i}")), bytes).unwrap();
+        }
+        depot.flush();
+        let at = |bytes: &[u8]| dir.join(&sha1(bytes)[..2]).join(sha1(bytes));
+        eventually("all to be cached", || contents.iter().all(|bytes| at(bytes).exists()));
+        assert!(contents.iter().all(|bytes| fs::read(at(bytes)).unwrap() == *bytes));
+        let told = cache(&depot);
+        assert_eq!(
+            (&told["entries"], &told["evictions"], &told["arriving"]),
+            (&10.into(), &0.into(), &0.into())
+        );
+    });
+}
+
 #[test]
 fn damage_in_the_cache_is_not_damage_of_the_file() {
     guarded(|| {
@@ -367,6 +399,99 @@ fn it_stands_before_files_and_may_be_thrown_away() {
         fs::create_dir(depot.dir.join("cache")).unwrap();
         let refused = depot.mount_with("").fails(1);
         assert!(refused.contains("is its disk mounted?"), "{refused}");
+    });
+}
+
+/// A good copy in the cache says nothing of what is stored.
+#[test]
+fn damage_below_the_cache_is_found() {
+    guarded(|| {
+        let depot = Depot::uninitialised(Mode::Passthrough);
+        depot.cli(&["init", depot.dir_str(), "--template", "cache-fs"]).ok();
+        depot.mount();
+        let file = depot.path("repo/file");
+        fs::create_dir(depot.path("repo")).unwrap();
+        let bytes = noise(1, 300_000);
+        fs::write(&file, &bytes).unwrap();
+        depot.flush();
+        eventually("the copy to be made", || cached(&depot, &bytes).exists());
+        depot.cli(&["blob", "verify", depot.dir_str(), "repo/file"]).ok();
+        let stored = depot.dir.join("filestore").join(&sha1(&bytes)[..2]).join(sha1(&bytes));
+        let mut altered = bytes.clone();
+        altered[77] ^= 1;
+        fs::remove_file(&stored).unwrap();
+        fs::write(&stored, &altered).unwrap();
+        let found = depot.cli(&["blob", "verify", depot.dir_str(), "repo/file"]);
+        assert!(found.code == Some(4) && found.err.contains("altered"), "{}", found.err);
+        assert!(cached(&depot, &bytes).exists() && fs::read(&file).unwrap() == bytes);
+        fs::remove_file(&stored).unwrap();
+        let found = depot.cli(&["blob", "verify", depot.dir_str(), "repo/file"]);
+        assert!(found.code == Some(4) && found.err.contains("missing"), "{}", found.err);
+    });
+}
+
+/// A cached file that somebody reads becomes the staging file of whoever writes: then the cache has the only copy.
+#[test]
+fn a_lost_cache_with_unsealed_bytes_is_no_silent_loss() {
+    guarded(|| {
+        let (depot, repo) = depot_with(&[]);
+        let (file, bytes) = (repo.join("file"), noise(1, 300_000));
+        fs::write(&file, &bytes).unwrap();
+        depot.flush();
+        depot.umount();
+        depot.mount();
+        let reader = File::open(&file).unwrap();
+        (&reader).read_exact(&mut [0; 100]).unwrap();
+        let writer = File::options().write(true).open(&file).unwrap();
+        writer.write_all_at(b"NEW", 0).unwrap();
+        writer.sync_all().unwrap();
+        let (cache, away) = (depot.dir.join("cache"), depot.dir.join("cache.away"));
+        let staged = fs::read_dir(cache.join("_pre")).unwrap().count();
+        assert_eq!(staged, 1, "the cached file is the writer's");
+        depot.kill();
+        drop((reader, writer));
+        fs::rename(&cache, &away).unwrap();
+        for _ in 0..2 {
+            let refused = depot.mount_with("").fails(1);
+            assert!(refused.contains("or in a cache that is lost"), "{refused}");
+        }
+        fs::remove_dir_all(&cache).unwrap();
+        fs::rename(&away, &cache).unwrap();
+        depot.mount();
+        let mut new = bytes.clone();
+        new[..3].copy_from_slice(b"NEW");
+        assert!(fs::read(&file).unwrap() == new);
+        depot.flush();
+        depot.umount();
+        // What is sealed is below.
+        assert_eq!(fs::read_dir(cache.join("_pre")).unwrap().count(), 0);
+        fs::remove_dir_all(&cache).unwrap();
+        depot.mount();
+        assert!(fs::read(&file).unwrap() == new);
+    });
+}
+
+/// Who has lost the bytes for good can go on.
+#[test]
+fn a_lost_cache_can_be_given_up() {
+    guarded(|| {
+        let (depot, repo) = depot_with(&[]);
+        let (file, bytes) = (repo.join("file"), noise(1, 300_000));
+        fs::write(&file, &bytes).unwrap();
+        depot.flush();
+        let reader = File::open(&file).unwrap();
+        (&reader).read_exact(&mut [0; 100]).unwrap();
+        let writer = File::options().write(true).open(&file).unwrap();
+        writer.write_all_at(b"NEW", 0).unwrap();
+        writer.sync_all().unwrap();
+        depot.kill();
+        drop((reader, writer));
+        fs::remove_dir_all(depot.dir.join("cache")).unwrap();
+        let refused = depot.mount_with("").fails(1);
+        assert!(refused.contains("chain.known"), "{refused}");
+        fs::remove_file(depot.dir.join("chain.known")).unwrap();
+        depot.mount();
+        assert!(fs::read(&file).unwrap() == bytes, "the previous version");
     });
 }
 

@@ -11,7 +11,9 @@ use serde_json::Value;
 
 use crate::data::noise;
 use crate::disk_errors::Disk;
-use crate::harness::{Depot, Fails, Mode, eventually, guarded, sha1};
+#[cfg(debug_assertions)]
+use crate::harness::Steered;
+use crate::harness::{Depot, Fails, Mode, command, eventually, guarded, run_command, sha1};
 
 /// From now on calls below the queue fare like this; see `src/filestore/faulty/rules.rs`.
 pub fn faults(depot: &Depot, rules: &str) {
@@ -107,7 +109,7 @@ fn umount_waits_for_the_queue() {
         faults(&depot, "put=delay:200");
         let late = noise(7, 90_000);
         fs::write(depot.path("repo/late"), &late).unwrap();
-        crate::harness::run_command(&mut crate::harness::command("umount", &[depot.mountpoint_str()])).ok();
+        run_command(&mut command("umount", &[depot.mountpoint_str()])).ok();
         eventually("the daemon to end", || depot.daemons().is_empty());
         assert!(stored(&depot, &late).exists());
     });
@@ -247,6 +249,57 @@ fn close_can_wait_for_the_store_far_away() {
         assert!(fs::read(repo.join("copy")).unwrap() == files[4]);
         depot.umount();
         depot.check();
+    });
+}
+
+/// The removal of an old content is on its way while a file with the same content is closed.
+#[cfg(debug_assertions)]
+#[test]
+fn a_removal_takes_away_nothing_that_a_close_was_promised() {
+    guarded(|| {
+        let steered = Steered::over(Depot::with(Mode::Queued, &["durability=remote"]), "");
+        steered.mount();
+        let depot = &steered.depot;
+        let (old, new, bytes) = (depot.path("repo/old"), depot.path("repo/new"), noise(1, 50_000));
+        fs::write(&old, &bytes).unwrap();
+        depot.flush();
+        steered.set("eventual.tombstone=hold");
+        fs::remove_file(&old).unwrap();
+        eventually("the blob to be removed", || steered.fired("eventual.tombstone") > 0);
+        fs::write(&new, &bytes).unwrap();
+        assert!(stored(depot, &bytes).exists());
+        steered.clear();
+        depot.flush();
+        eventually("the removals to end", || queue(depot)["removals"] == 0);
+        assert!(fs::read(stored(depot, &bytes)).unwrap() == bytes, "it was promised to be there");
+        assert!(fs::read(&new).unwrap() == bytes);
+        depot.umount();
+        depot.check();
+    });
+}
+
+/// A copy made by its name alone has the content of an entry whose bytes were altered in the queue.
+#[test]
+fn a_close_of_an_altered_blob_fails() {
+    guarded(|| {
+        let depot = cut_off(&[]);
+        let files = fill(&depot, 1);
+        depot.cli(&["repo", "set", depot.dir_str(), "repo", "durability=remote"]).ok();
+        let entry = queued(&depot, &files[0].1);
+        let copies = std::thread::scope(|scope| {
+            let repo = depot.path("repo");
+            let copies =
+                scope.spawn(move || run_command(command("cp", &["file0", "copy"]).current_dir(repo)));
+            eventually("the copy", || depot.path("repo/copy").exists());
+            std::thread::sleep(Duration::from_millis(500));
+            assert!(!copies.is_finished(), "its close waits for the upload");
+            fs::set_permissions(&entry, fs::Permissions::from_mode(0o600)).unwrap();
+            File::options().write(true).open(&entry).unwrap().write_all(b"evil").unwrap();
+            faults(&depot, "");
+            depot.cli(&["flush", depot.dir_str(), "--wait"]);
+            copies.join().unwrap()
+        });
+        assert!(copies.code == Some(1) && copies.err.contains("Input/output error"), "{}", copies.err);
     });
 }
 

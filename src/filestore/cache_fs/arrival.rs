@@ -12,10 +12,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use nix::sys::stat::fstat;
 use nix::unistd::fdatasync;
 use parking_lot::{Condvar, Mutex, RwLock};
 
-use super::super::blob::{Blob, Remote, read_fully};
+use super::super::blob::{Blob, FileId, Remote, read_fully};
 use super::super::error::Error;
 use super::core::Core;
 use super::filling::Filling;
@@ -52,7 +53,7 @@ pub(super) struct Arrival {
     remote: Box<dyn Remote>,
     progress: Mutex<Progress>,
     moved: Condvar,
-    /// Taken for writing when it changes, never while something is fetched or forced.
+    /// Taken for writing when it changes, never while something is fetched or forced; before `progress`.
     held: RwLock<Option<Held>>,
     readers: AtomicUsize,
 }
@@ -64,6 +65,18 @@ enum Held {
     Growing(Filling),
     /// It is the cache's.
     Whole(Blob),
+}
+
+impl Held {
+    /// Which file it is.
+    fn file_id(&self) -> Option<FileId> {
+        match self {
+            Held::Growing(filling) => {
+                fstat(&filling.file).ok().map(|found| FileId { dev: found.st_dev, ino: found.st_ino })
+            }
+            Held::Whole(blob) => blob.file_id(),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -291,17 +304,20 @@ impl Arrival {
     }
 
     fn fetch_all(&self) -> Result<(), Stop> {
-        if let Some(blob) = self.core.local(&self.sum, self.size) {
-            *self.held.write() = Some(Held::Whole(blob));
+        if self.hold_cached() {
             return Ok(());
         }
         let filling = Filling::begin(&self.core, &self.sum, self.size).ok_or(Stop::Unwanted)?;
         *self.held.write() = Some(Held::Growing(filling));
-        let (mut hasher, mut at, mut unwanted) = (Hasher::default(), 0, false);
+        let (mut hasher, mut at, mut stop) = (Hasher::default(), 0, None);
         let streamed = self.remote.stream(0, &mut |piece| {
             if self.is_unwanted(at) {
-                unwanted = true;
+                stop = Some(Stop::Unwanted);
                 return Err(io::Error::other("nobody reads it any more"));
+            }
+            if at + piece.len() as u64 > self.size {
+                stop = Some(Stop::Altered);
+                return Err(altered(&self.sum));
             }
             self.write(piece, at)?;
             hasher.update(piece);
@@ -309,11 +325,8 @@ impl Arrival {
             self.has_arrived(at);
             Ok(())
         });
-        match streamed {
-            Err(_) if unwanted => return Err(Stop::Unwanted),
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(Stop::Altered),
-            streamed => streamed?,
-        }
+        // Whatever else ended it says nothing of the bytes: an object that was replaced by an equal one is no damage.
+        streamed.map_err(|error| stop.unwrap_or(Stop::Failed(error)))?;
         if at < self.size {
             let text = format!("only {at} of {} bytes came", self.size);
             return Err(Stop::Failed(io::Error::new(io::ErrorKind::UnexpectedEof, text)));
@@ -325,9 +338,22 @@ impl Arrival {
         self.settle()
     }
 
-    /// All bytes are good: readers need not wait for the disk.
+    /// Reads the cached file from now on, if there is one.
+    fn hold_cached(&self) -> bool {
+        // Locked before it is opened: whoever makes it a writer's file lets go of it here after that.
+        let mut held = self.held.write();
+        let Some(blob) = self.core.local(&self.sum, self.size) else { return false };
+        *held = Some(Held::Whole(blob));
+        true
+    }
+
+    /// All bytes are good: readers need not wait for the disk, unless the file became somebody else's meanwhile.
     fn is_good(&self) {
-        self.progress.lock().phase = Phase::Done;
+        let mut progress = self.progress.lock();
+        if progress.phase == Phase::Fetching {
+            progress.phase = Phase::Done;
+        }
+        drop(progress);
         self.moved.notify_all();
     }
 
@@ -356,10 +382,6 @@ impl Arrival {
     }
 
     fn write(&self, piece: &[u8], at: u64) -> io::Result<()> {
-        if at + piece.len() as u64 > self.size {
-            let text = format!("more than {} bytes came", self.size);
-            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
-        }
         failpoint::call("cache.fetch")?;
         let held = self.held.read();
         let Some(Held::Growing(filling)) = &*held else { return Err(io::ErrorKind::NotFound.into()) };
@@ -382,12 +404,18 @@ impl Arrival {
         self.readers.load(Ordering::Acquire) == 0 && self.size - at > WORTH_ENDING
     }
 
-    /// The file of the blob becomes a writer's: from now on bytes come from below.
-    pub(super) fn let_go(&self) {
-        self.progress.lock().phase = Phase::Gone;
+    /// This file became a writer's: if it is what is read here, bytes come from below from now on.
+    pub(super) fn let_go_of(&self, file: FileId) {
+        let gone = {
+            let mut held = self.held.write();
+            if held.as_ref().and_then(Held::file_id) != Some(file) {
+                return;
+            }
+            self.progress.lock().phase = Phase::Gone;
+            held.take()
+        };
         self.moved.notify_all();
-        let file = self.held.write().take();
-        drop(file);
+        drop(gone);
     }
 
     /// The blob was removed: what nobody fetches yet is not cached any more.

@@ -66,6 +66,8 @@ pub(super) struct Core {
     complained: Mutex<Option<Instant>>,
     temporaries: AtomicU64,
     pub(super) fetches: AtomicUsize,
+    /// Which directories are on another file system than the files that are handed over, as far as that was tried.
+    pub(super) elsewhere: Vec<AtomicBool>,
     pub(super) hits: AtomicU64,
     pub(super) misses: AtomicU64,
     evictions: AtomicU64,
@@ -118,6 +120,7 @@ impl Core {
             }
         }
         let taken = Taken { room: room + left.iter().map(|left| left.room).sum::<u64>(), arriving: 0 };
+        let elsewhere = dirs.iter().map(|_| AtomicBool::default()).collect();
         Ok(Core {
             dirs,
             below,
@@ -136,6 +139,7 @@ impl Core {
             complained: Mutex::default(),
             temporaries: AtomicU64::new(1),
             fetches: AtomicUsize::new(0),
+            elsewhere,
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
             evictions: AtomicU64::new(0),
@@ -161,7 +165,7 @@ impl Core {
     }
 
     /// The file of a blob, in whatever directory it is: their number may have changed.
-    fn find(&self, sum: &Checksum) -> Result<Option<(usize, BlobFile)>> {
+    pub(super) fn find(&self, sum: &Checksum) -> Result<Option<(usize, BlobFile)>> {
         let first = self.dir_of(sum);
         for i in (0..self.dirs.len()).map(|i| (first + i) % self.dirs.len()) {
             if let Some(file) = self.dirs[i].open_file(sum)? {
@@ -378,6 +382,17 @@ impl Core {
         }
     }
 
+    /// Takes away a blob's file that no row counts, unless somebody has it open; whether it did.
+    pub(super) fn drop_uncounted(&self, sum: &Checksum) -> Result<bool> {
+        let Some(_leaving) = self.claim_leaving(sum) else { return Ok(false) };
+        // A row comes before its file, and goes after it, both under the claim.
+        if self.ledger.size(sum)?.is_some() {
+            return Ok(false);
+        }
+        let Withdrawn::Gone { dir, path, .. } = self.withdraw(sum, false)? else { return Ok(false) };
+        self.dirs[dir].volume().remove(&path)
+    }
+
     /// Takes a blob out of the cache, also when it is open: its file then has its room until it is closed. `only`: if it is
     /// this very file. What is being filled does not become the blob.
     pub(super) fn expel(&self, sum: &Checksum, only: Option<FileId>) -> Result<bool> {
@@ -410,7 +425,7 @@ impl Core {
             None => self.lend_left(name, file)?,
         };
         if lent && let Some(arrival) = self.arrival(sum) {
-            arrival.let_go();
+            arrival.let_go_of(file);
         }
         Ok(lent)
     }
@@ -429,10 +444,11 @@ impl Core {
                 Some(_) => drop(volume.remove(&path)?),
                 None => volume.rename(&path, &staged)?,
             }
-            // After a power cut the blob's name must not lead to what is written from now on.
-            volume.force_folder(&path[..2])?;
             dir
         };
+        // After a power cut the blob's name must not lead to what is written from now on. The gate is open meanwhile: the
+        // claim keeps others from the name.
+        self.dirs[dir].volume().force_folder(&path[..2])?;
         // A crash here leaves a staging name that nobody knows, and a row without a file.
         failpoint::hit("cache.lent");
         let room = self.ledger.strike(&[*sum])?;

@@ -1,9 +1,10 @@
 //! Filling the cache from what is at hand: blobs that are put, and blobs that a file below holds.
 //!
 //! A staging file that only has its staging name becomes the cached copy by a second name. Where the provider below keeps
-//! that file itself, or it is on another file system, a copy is made by the cache's worker; what it makes is compared with
-//! the checksum, as a writer may have come to the file meanwhile.
+//! that file itself, or it is on another file system, a copy is made by the cache's worker, as of a file that is handed over
+//! there; what it makes is compared with the checksum, as a writer may have come to the file meanwhile.
 
+use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use super::arrival::{Arrival, force};
 use super::core::Core;
 use super::filling::{Filling, Place};
 use super::ledger::room_of;
+use super::sweep::Sweep;
 use crate::checksum::{self, Checksum};
 use crate::failpoint;
 use crate::sys::file;
@@ -29,7 +31,7 @@ const PERIOD: Duration = Duration::from_secs(3);
 /// A blob that is to be copied into the cache.
 #[derive(Debug)]
 pub(super) struct Fill {
-    sum: Checksum,
+    pub(super) sum: Checksum,
     size: u64,
     from: Source,
 }
@@ -41,6 +43,8 @@ enum Source {
     Below,
     /// The file that the blob was made of.
     Staging(StagingReader),
+    /// The file that the provider below had, and has done with.
+    HandedOver(File),
 }
 
 impl Core {
@@ -88,6 +92,11 @@ impl Core {
         self.queue(*sum, size, Source::Below);
     }
 
+    /// A file that the provider below does not need any more is to be copied.
+    pub(super) fn queue_file(&self, sum: &Checksum, size: u64, file: File) {
+        self.queue(*sum, size, Source::HandedOver(file));
+    }
+
     fn queue(&self, sum: Checksum, size: u64, from: Source) {
         if !self.admits(size) {
             return;
@@ -107,6 +116,9 @@ impl Core {
         let Some(Fill { sum, size, from }) = self.fills.lock().pop_front() else { return false };
         let filled = match from {
             Source::Staging(file) => self.copy_in(&sum, size, |to| {
+                file::copy_start(&file, to, size).doing("copy into the cache blob", sum.to_string())
+            }),
+            Source::HandedOver(file) => self.copy_in(&sum, size, |to| {
                 file::copy_start(&file, to, size).doing("copy into the cache blob", sum.to_string())
             }),
             Source::Below => self.copy_from_below(&sum, size, &|| true),
@@ -147,7 +159,7 @@ impl Core {
         self: &Arc<Core>,
         sum: &Checksum,
         size: u64,
-        copy: impl FnOnce(&std::fs::File) -> Result<()>,
+        copy: impl FnOnce(&File) -> Result<()>,
     ) -> Result<bool> {
         if self.cached(sum, Some(size)).is_some() {
             return Ok(true);
@@ -165,11 +177,13 @@ impl Core {
 
     /// The cache's own work, until it is told to stop.
     pub(super) fn work(self: &Arc<Core>, signal: &Signal) {
+        let mut sweep = Sweep::of(self);
         loop {
             while !signal.stopped() && self.fill_next() {}
             self.note_asked();
             self.reap_left();
             self.keep_free();
+            sweep.go_on(self);
             if !signal.wait(PERIOD) {
                 return;
             }

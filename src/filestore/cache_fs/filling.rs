@@ -1,11 +1,12 @@
 //! Room for a blob that is going to be cached, and the file that becomes it.
 
 use std::fs::File;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::super::error::Result;
+use super::super::error::{Doing, Result};
 use super::super::file_system::{FileSystem, blob_path};
 use super::super::volume::tidied;
 use super::core::Core;
@@ -26,12 +27,18 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Places for blobs, one for each; `None` where there is no room or somebody else decides on that blob.
+    /// Places for blobs, one for each; `None` where there is no room, a file stands already, or somebody else
+    /// decides on that blob.
     pub(super) fn take(core: &Arc<Core>, blobs: &[(Checksum, u64)]) -> Vec<Option<Place>> {
         let one = |(sum, size): &(Checksum, u64)| {
             let cancelled = core.claim_filling(sum)?;
             let dir = core.dir_of(sum);
-            if !core.admits(*size) || !core.reserve(dir, room_of(*size)) {
+            // Somebody may have filled it since the caller looked: a place that is given up would strike out its row.
+            let stands = core
+                .find(sum)
+                .inspect_err(|error| core.complain(error))
+                .map_or(true, |found| found.is_some());
+            if stands || !core.admits(*size) || !core.reserve(dir, room_of(*size)) {
                 core.unclaim(sum);
                 return None;
             }
@@ -143,17 +150,36 @@ impl Drop for Filling {
 }
 
 impl Core {
-    /// Moves a file that holds a blob whole and forced to where it is the cached copy; false when it stays where it is.
+    /// Moves a file that holds a blob whole and forced to where it is the cached copy. False when it stays where it is; where
+    /// that is another file system, a copy is made of it by the worker, which has it open.
     pub(super) fn take_over(self: &Arc<Core>, sum: &Checksum, size: u64, from: &Path) -> Result<bool> {
         if !self.admits(size) || self.cached(sum, Some(size)).is_some() {
             return Ok(false);
         }
+        let elsewhere = &self.elsewhere[self.dir_of(sum)];
+        if !elsewhere.load(Ordering::Relaxed) && self.move_in(sum, size, from, elsewhere)? {
+            return Ok(true);
+        }
+        if elsewhere.load(Ordering::Relaxed) {
+            self.queue_file(sum, size, File::open(from).doing("open", from)?);
+        }
+        Ok(false)
+    }
+
+    /// Sets the flag when the file is on another file system.
+    fn move_in(
+        self: &Arc<Core>,
+        sum: &Checksum,
+        size: u64,
+        from: &Path,
+        elsewhere: &AtomicBool,
+    ) -> Result<bool> {
         let Some(mut place) = Place::take(self, &[(*sum, size)]).pop().flatten() else { return Ok(false) };
         // A crash here leaves a row without a file, and the file where it was.
         place.settle(|dir| match dir.volume().take_in(from, &blob_path(sum)) {
             Ok(()) => Ok(true),
-            // Another file system, or it is gone: then it is not the cache's.
             Err(error) => {
+                elsewhere.fetch_or(error.kind() == io::ErrorKind::CrossesDevices, Ordering::Relaxed);
                 tracing::debug!(%error, "{} is not moved into the cache", from.display());
                 Ok(false)
             }

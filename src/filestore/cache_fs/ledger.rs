@@ -1,7 +1,7 @@
 //! What the cache remembers: which blobs it has room for, when each was asked for last, and what was asked for lately.
 //!
 //! A row is there before the file it is about: after a crash there may be a row without a file, which the next eviction
-//! drops, but no file that nobody counts. The total is a row of its own, so that opening reads nothing else. A transaction
+//! drops. A file that nobody counts only a power cut can leave, which [`super::sweep`] finds. The total is a row of its own, so that opening reads nothing else. A transaction
 //! that takes room is forced, one that notes uses or gives room back may be lost by a power cut.
 
 use std::io;
@@ -91,7 +91,7 @@ impl Ledger {
         make().map_err(|error| in_database(&path, "make", error))
     }
 
-    /// Opens it; the room of all its entries comes with it.
+    /// Opens it; the room of all its entries comes with it. One that a crash left half made is invalid data.
     pub(super) fn open(path: PathBuf) -> Result<(Ledger, u64)> {
         let open = || -> rusqlite::Result<(Connection, u64, u64)> {
             let c = connect(&path)?;
@@ -100,7 +100,14 @@ impl Ledger {
             let (room, entries): (i64, i64) = c.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
             Ok((c, room.max(0) as u64, entries.max(0) as u64))
         };
-        let (db, room, entries) = open().map_err(|error| in_database(&path, "open", error))?;
+        let (db, room, entries) = open().map_err(|error| match is_half_made(&error) {
+            true => Error::Io {
+                doing: "open",
+                path: path.clone(),
+                source: io::Error::new(io::ErrorKind::InvalidData, error),
+            },
+            false => in_database(&path, "open", error),
+        })?;
         Ok((Ledger { path, db: Mutex::new(db), entries: AtomicU64::new(entries) }, room))
     }
 
@@ -223,6 +230,13 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     Ok(c)
 }
 
+/// Whether tables or the total are missing: their making was cut short.
+fn is_half_made(error: &rusqlite::Error) -> bool {
+    // SQLite has no code of its own for a missing table.
+    matches!(error, rusqlite::Error::QueryReturnedNoRows)
+        || error.sqlite_error_code() == Some(ErrorCode::Unknown)
+}
+
 fn find(c: &Connection, sum: &Checksum) -> rusqlite::Result<Option<u64>> {
     let mut found = c.prepare_cached("SELECT size FROM entry WHERE sum = $1")?;
     found.query_row([&sum.0[..]], |row| Ok(row.get::<_, i64>(0)? as u64)).optional()
@@ -285,6 +299,25 @@ mod tests {
         assert_eq!((room, ledger.entries()), (2 * 4096, 2));
         assert_eq!(ledger.strike(&[sum(1), sum(7), sum(1)]).unwrap(), 4096);
         assert_eq!((ledger.entries(), ledger.size(&sum(1)).unwrap()), (1, None));
+    }
+
+    #[test]
+    fn one_that_is_half_made_is_told_from_one_that_cannot_be_read() {
+        let (_dir, path, ledger) = fresh();
+        drop(ledger);
+        Connection::open(&path).unwrap().execute("DELETE FROM total", []).unwrap();
+        let kind = || match Ledger::open(path.clone()).map(drop) {
+            Err(Error::Io { source, .. }) => source.kind(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(kind(), io::ErrorKind::InvalidData);
+        for suffix in ["-wal", "-shm"] {
+            let _ = std::fs::remove_file(format!("{}{suffix}", path.display()));
+        }
+        std::fs::write(&path, "").unwrap();
+        assert_eq!(kind(), io::ErrorKind::InvalidData);
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(kind(), io::ErrorKind::Other, "nothing says that it may be made anew");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Keeps copies of blobs that were read or written lately on a disk of this host, before a slow provider.
 //!
-//! The cache holds nothing that is not also below, so anything in it may go at any time. Its limit is hard: room is taken
+//! The blobs in it are all below as well, so any of them may go at any time. Not so its staging files and what was set aside
+//! of them: a cached file can become a writer's, and is then the only one that has its bytes. Its limit is hard: room is taken
 //! before a byte arrives, what arrives counts and so does what was evicted and is still open; where there is no room, a read
 //! goes past the cache. Concurrent readers of one missing blob share one fetch ([`arrival`]). What was used when is
 //! remembered over restarts without a walk ([`ledger`]).
@@ -18,6 +19,7 @@ mod core;
 mod fill;
 mod filling;
 mod ledger;
+mod sweep;
 
 use std::io;
 use std::ops::ControlFlow;
@@ -111,8 +113,8 @@ impl CacheFs {
         dirs.iter().try_for_each(|dir| FileSystem::create(dir, depot_id, &file_system::Options::default()))
     }
 
-    /// Opens the directories over what stands below. One that does not exist is made: a cache may be thrown away. One that
-    /// exists and is nobody's is refused, as its disk may not be mounted.
+    /// Opens the directories over what stands below. One that does not exist is made: whether it had staging files that
+    /// somebody needs is for the caller to find out. One that exists and is nobody's is refused, as its disk may not be mounted.
     pub fn open(
         dirs: &[PathBuf],
         depot_id: [u8; 16],
@@ -160,7 +162,8 @@ impl CacheFs {
     }
 
     /// Makes the file at `from`, which holds this blob whole and forced, the cached copy, by moving it; false when it stays where
-    /// it is, because there is no room, or it is on another file system, or the blob is cached already.
+    /// it is, because there is no room, or the blob is cached already, or it is on another file system: then it may go, and is
+    /// copied from its open file.
     pub fn take_over(&self, sum: &Checksum, size: u64, from: &Path) -> Result<bool> {
         self.core.take_over(sum, size, from)
     }
@@ -171,6 +174,16 @@ impl CacheFs {
             Some(file) => Ok(Some(Blob::Local(file))),
             None => self.core.below.open(sum, size),
         }
+    }
+
+    /// Opens the cached copy.
+    pub fn open_cached(&self, sum: &Checksum) -> Option<Blob> {
+        self.core.cached(sum, None).map(Blob::Local)
+    }
+
+    /// Opens what is below, whatever is cached; it is not cached by this.
+    pub fn open_below(&self, sum: &Checksum) -> Result<Option<Blob>> {
+        self.core.below.open(sum, None)
     }
 
     /// Drops this very file, if it is the cached copy of the blob; whether it was.
@@ -350,6 +363,7 @@ impl Provider for CacheFs {
         if let Some(arrival) = arrival {
             arrival.blob_is_gone();
         }
+        self.core.fills.lock().retain(|fill| fill.sum != *sum);
         self.core.expel(sum, None)?;
         Ok(removed)
     }

@@ -51,6 +51,10 @@ struct Trouble {
     fails_from: AtomicU64,
     /// A byte at this offset is another one; 0: none.
     altered_at: AtomicU64,
+    /// Streams end at their first piece, as those of an object that was replaced.
+    replaced: AtomicBool,
+    /// A byte too much ends each stream.
+    longer: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -91,11 +95,14 @@ impl Remote for FarBlob {
             while self.trouble.stalled.load(Ordering::SeqCst) {
                 thread::sleep(Duration::from_millis(1));
             }
+            if self.trouble.replaced.load(Ordering::SeqCst) {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
             let n = self.read_at(&mut piece, at)?;
             each(&piece[..n])?;
             at += n as u64;
         }
-        Ok(())
+        if self.trouble.longer.load(Ordering::SeqCst) { each(&[1]) } else { Ok(()) }
     }
 }
 
@@ -432,6 +439,24 @@ fn a_fetch_that_fails_is_an_error_of_what_it_could_not_read_only() {
     assert_eq!(read_all(&blob).unwrap(), bytes);
 }
 
+/// Another object with the same bytes took the place of the one that is fetched.
+#[test]
+fn a_stream_that_ends_is_no_damage() {
+    let t = over_far(OPTIONS);
+    let bytes = noise(7, 600_000);
+    let sum = t.far.add(bytes.clone());
+    t.far.trouble.replaced.store(true, Ordering::SeqCst);
+    let blob = t.blob(&sum);
+    assert_eq!(read_all(&blob).unwrap(), bytes, "what is below is asked");
+    t.settle();
+    assert_eq!((t.cache.alterations(), read_all(&blob).unwrap()), (0, bytes));
+    t.far.trouble.replaced.store(false, Ordering::SeqCst);
+    t.far.trouble.longer.store(true, Ordering::SeqCst);
+    let longer = t.far.add(noise(8, 600_000));
+    assert_eq!(read_all(&t.blob(&longer)).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    assert_eq!(t.cache.alterations(), 1);
+}
+
 /// More than fits, by many readers at once: at no moment is more on the disk than the limit.
 #[test]
 fn the_limit_is_hard() {
@@ -581,6 +606,9 @@ fn a_lost_ledger_and_a_lost_directory_are_made_anew() {
     assert_eq!(cache.cache_status().used, 0);
     assert!(cache.locate(&sum).unwrap().is_empty(), "nothing takes room that is not counted");
     drop(cache);
+    // Its making was cut short.
+    std::fs::write(dir.path().join("one/cache.db"), "").unwrap();
+    drop(open(&dir, OPTIONS, below()));
     std::fs::remove_dir_all(dir.path().join("one")).unwrap();
     drop(open(&dir, OPTIONS, below()));
     let other = CacheFs::open(&[dir.path().join("one")], [8; 16], OPTIONS, below());
@@ -626,6 +654,74 @@ fn a_file_from_below_is_taken_over_by_its_name() {
     assert!(path.exists());
     drop(open);
     assert_eq!(t.cache.cache_status().used, t.disk() - 102_400, "the file of the test");
+}
+
+/// The memory of this host as the other file system, where it is one.
+#[test]
+fn a_file_on_another_file_system_is_copied_from_its_open_file() {
+    let t = over_far(OPTIONS);
+    let elsewhere = tempfile::tempdir_in("/dev/shm").unwrap();
+    let dev = |path: &Path| std::fs::metadata(path).unwrap().dev();
+    if dev(elsewhere.path()) == dev(t.dir.path()) {
+        return;
+    }
+    let hand_over = |i: u64| {
+        let bytes = noise(i, 100_000);
+        let (sum, path) = (t.far.add(bytes.clone()), elsewhere.path().join("queued"));
+        std::fs::write(&path, &bytes).unwrap();
+        assert!(!t.cache.take_over(&sum, 100_000, &path).unwrap());
+        std::fs::remove_file(&path).unwrap();
+        (sum, bytes)
+    };
+    let blobs: Vec<(Checksum, Vec<u8>)> = (0..6).map(hand_over).collect();
+    let (removed, _) = hand_over(6);
+    t.cache.remove(&removed).unwrap();
+    while t.cache.core.fill_next() {}
+    assert_eq!(t.far.calls.load(Ordering::SeqCst), 0, "nothing was fetched");
+    for (sum, bytes) in &blobs {
+        assert!(t.is_cached(sum));
+        assert_eq!(bytes_of(&t.blob(sum)), *bytes);
+    }
+    let status = t.cache.cache_status();
+    assert_eq!((status.entries, status.evictions, status.used), (6, 0, t.disk()));
+}
+
+/// Two who fill the cache with one blob at the same time: the second finds that the first has done it.
+#[test]
+fn a_place_for_what_stands_is_none() {
+    let t = over_far(OPTIONS);
+    let sum = t.far.add(noise(8, 100_000));
+    read_all(&t.blob(&sum)).unwrap();
+    t.settle();
+    let places = filling::Place::take(&t.cache.core, &[(sum, 100_000)]);
+    assert!(matches!(places[..], [None]));
+    drop(places);
+    let status = t.cache.cache_status();
+    assert_eq!((status.entries, status.used), (1, t.disk()));
+    assert!(t.cache.drop_blob(&sum).unwrap(), "nobody decides on it any more");
+}
+
+/// A power cut brought back a name whose row was struck out for good.
+#[test]
+fn a_file_without_a_row_goes_after_a_start() {
+    let t = over_far(OPTIONS);
+    let sums: Vec<Checksum> = (0..3).map(|i| t.far.add(noise(i, 100_000))).collect();
+    for sum in &sums {
+        read_all(&t.blob(sum)).unwrap();
+        t.settle();
+    }
+    let core = &t.cache.core;
+    core.give_back(core.ledger.strike(&sums[..2]).unwrap());
+    let open = t.cache.open(&sums[1], Some(100_000)).unwrap().unwrap();
+    let mut sweep = sweep::Sweep::of(core);
+    while sweep.step(core) {}
+    let there: Vec<bool> = sums.iter().map(|sum| !t.cache.locate(sum).unwrap().is_empty()).collect();
+    assert_eq!(there, [false, true, true], "what is open stays until the next start");
+    drop(open);
+    let mut sweep = sweep::Sweep::of(core);
+    while sweep.step(core) {}
+    assert_eq!((t.cache.cache_status().used, t.disk()), (102_400, 102_400));
+    assert!(t.is_cached(&sums[2]) && t.cache.open_cached(&Checksum::EMPTY).is_some());
 }
 
 /// Blobs of at most `max` bytes are cached, by writes unless that is off; a file below is copied.
@@ -712,6 +808,34 @@ fn a_dropped_file_that_is_open_is_lent() {
     dir.open_writer(name).unwrap().write_at(b"NEW", 0).unwrap();
     assert_eq!(&read_all(&open).unwrap()[..3], b"NEW");
     assert_eq!(t.cache.cache_status().used, t.disk());
+}
+
+/// Whoever fetches a blob anew is not disturbed by a writer who gets an older file of it.
+#[test]
+fn a_fetch_goes_on_when_another_file_is_lent() {
+    let t = over_far(OPTIONS);
+    let bytes = noise(1, 3_000_000);
+    let sum = t.far.add(bytes.clone());
+    read_all(&t.blob(&sum)).unwrap();
+    t.settle();
+    let open = t.blob(&sum);
+    let file = open.file_id().unwrap();
+    assert!(t.cache.drop_copy(&sum, file).unwrap());
+    t.far.trouble.stalled.store(true, Ordering::SeqCst);
+    let reader = t.blob(&sum);
+    thread::scope(|scope| {
+        let read = scope.spawn(|| read_all(&reader));
+        while t.cache.cache_status().arriving == 0 {
+            thread::sleep(Duration::from_millis(1));
+        }
+        t.cache.detach(&sum, fresh_name(), file).unwrap();
+        t.far.trouble.stalled.store(false, Ordering::SeqCst);
+        assert_eq!(read.join().unwrap().unwrap(), bytes);
+    });
+    t.settle();
+    let calls = t.far.calls.load(Ordering::SeqCst);
+    assert_eq!(read_all(&reader).unwrap(), bytes);
+    assert_eq!(t.far.calls.load(Ordering::SeqCst), calls, "it reads the file that was fetched");
 }
 
 /// Each death leaves rows without files, never the other way round.

@@ -47,7 +47,7 @@ use serde::Serialize;
 
 use self::files::Files;
 use self::quiet::Quiet;
-use self::table::Table;
+use self::table::{Awaited, Table};
 use super::blob::{Blob, BlobFile, FileId, Remote};
 use super::error::{Doing, Error, Result};
 use super::file_system::{FileSystem, Options as FileOptions};
@@ -265,13 +265,15 @@ impl Eventual {
         }
     }
 
-    /// Waits until the provider below has a blob that was put; for `timeout` at most.
+    /// Waits until the provider below has a blob that was put; for `timeout` at most. That its bytes were altered in the
+    /// queue and nobody has good ones is an error.
     pub fn await_upload(&self, sum: &Checksum) -> Result<()> {
-        if self.queue.table.await_upload(sum, Instant::now() + self.queue.options.timeout) {
-            return Ok(());
-        }
-        Err(io::Error::from(io::ErrorKind::TimedOut))
-            .doing("upload", format!("blob {sum} before its close ends"))
+        let error = match self.queue.table.await_upload(sum, Instant::now() + self.queue.options.timeout) {
+            Awaited::Stored => return Ok(()),
+            Awaited::TooLate => io::ErrorKind::TimedOut.into(),
+            Awaited::Bad(why) => io::Error::new(io::ErrorKind::InvalidData, why),
+        };
+        Err(error).doing("upload", format!("blob {sum} before its close ends"))
     }
 
     /// Whether new files are to be written through the daemon, which sees when there is no room.
@@ -489,7 +491,10 @@ impl Provider for Eventual {
         // Also when there was no room for the tombstone: this makes some.
         let queued = queue.entries.remove(sum)?;
         queue.files.remove_bad(sum)?;
-        queue.table.removed(sum, !keep && buried.is_ok());
+        let ended = queue.table.removed(sum, !keep && buried.is_ok());
+        if !ended && !keep {
+            queue.files.unbury(&[*sum])?;
+        }
         buried?;
         Ok(queued || !gone)
     }

@@ -97,6 +97,17 @@ pub(super) enum Task {
     Bury(Vec<Checksum>),
 }
 
+/// What became of an entry that somebody waited for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Awaited {
+    /// The provider below has it.
+    Stored,
+    /// Not yet.
+    TooLate,
+    /// Its bytes are not those of its name, and there are no others.
+    Bad(String),
+}
+
 /// The table.
 #[derive(Debug, Default)]
 pub(super) struct Table {
@@ -143,7 +154,8 @@ impl Table {
     /// A blob was put. One that below has already stays uploaded.
     pub(super) fn put(&self, sum: &Checksum, size: u64) {
         let mut inner = self.inner.lock();
-        let through = inner.through.remove(sum);
+        // What is being removed below is not there, whoever put it through.
+        let through = inner.through.remove(sum) && !inner.tombstones.contains_key(sum);
         inner.bad.remove(sum);
         match inner.entries.get_mut(sum) {
             Some(entry) => (entry.removed, entry.renewed) = (false, true),
@@ -156,20 +168,23 @@ impl Table {
         self.changed.notify_one();
     }
 
-    /// A blob was removed; `buried`: with a tombstone.
-    pub(super) fn removed(&self, sum: &Checksum, buried: bool) {
+    /// A blob was removed; `buried`: with a tombstone. False when that has to go again, because a close has put the blob
+    /// through since the tombstone was decided on: what a close was promised is below stays there.
+    pub(super) fn removed(&self, sum: &Checksum, buried: bool) -> bool {
         let mut inner = self.inner.lock();
+        let promised = inner.through.contains(sum) || inner.passing.contains(sum);
         inner.bad.remove(sum);
         match inner.entries.get_mut(sum) {
             Some(entry) if entry.state == State::Uploading => entry.removed = true,
             Some(_) => inner.forget(sum),
             None => {}
         }
-        if buried {
+        if buried && !promised {
             inner.tombstones.entry(*sum).or_default().again = true;
         }
         drop(inner);
         self.changed.notify_one();
+        !promised
     }
 
     /// Whether it is removed as far as anybody above can see, if no entry says otherwise.
@@ -270,15 +285,15 @@ impl Table {
         free
     }
 
-    /// Waits until an entry is uploaded, or is none any more; false when that takes until `end`.
-    pub(super) fn await_upload(&self, sum: &Checksum, end: Instant) -> bool {
+    /// Waits until an entry is uploaded, or is none any more.
+    pub(super) fn await_upload(&self, sum: &Checksum, end: Instant) -> Awaited {
         let mut inner = self.inner.lock();
         while inner.entries.get(sum).is_some_and(Entry::is_pending) {
             if self.changed.wait_until(&mut inner, end).timed_out() {
-                return false;
+                return Awaited::TooLate;
             }
         }
-        true
+        inner.bad.get(sum).map_or(Awaited::Stored, |why| Awaited::Bad(why.clone()))
     }
 
     /// Ends the claim of an entry that a worker goes on with.
@@ -574,6 +589,7 @@ impl Inner {
         let due = self.tombstones.iter().filter(free).take(TOMBSTONES_MAX);
         let due: Vec<Checksum> = due.map(|(sum, _)| *sum).collect();
         for sum in &due {
+            self.through.remove(sum);
             self.tombstones.insert(*sum, Tombstone { burying: true, ..Tombstone::default() });
         }
         (!due.is_empty()).then_some(due)
@@ -732,6 +748,50 @@ mod tests {
         table.put(&A, 1);
         assert_eq!((take(&table), table.uploaded()), (None, vec![A]));
         assert!(!table.was_put_through(&A));
+    }
+
+    /// A removal that was decided on before a close put the blob through takes nothing away of what that was promised.
+    #[test]
+    fn what_was_put_through_meanwhile_is_not_buried() {
+        let table = Table::default();
+        assert!(table.begin_through(&A, Instant::now()));
+        assert!(!table.removed(&A, true), "while it passes");
+        table.end_through(&A, true);
+        assert!(!table.removed(&A, true), "and after that");
+        assert!(!table.is_buried(&A) && !table.has_tombstone(&A) && take(&table).is_none());
+        table.put(&A, 1);
+        assert_eq!((take(&table), table.uploaded()), (None, vec![A]));
+        assert!(table.removed(&A, true), "the seal has come");
+        assert_eq!(take(&table), Some(Task::Bury(vec![A])));
+    }
+
+    #[test]
+    fn what_is_put_while_it_is_buried_is_uploaded_even_if_it_was_put_through() {
+        let table = Table::default();
+        table.found_tombstone(A);
+        table.inner.lock().through.insert(A);
+        assert_eq!(take(&table), Some(Task::Bury(vec![A])));
+        assert!(!table.is_through(&A), "it is going");
+        table.inner.lock().through.insert(A);
+        table.tombstone_dropped(&A);
+        table.put(&A, 1);
+        table.buried(&[A]);
+        assert_eq!(take(&table), Some(Task::Upload(A, 0)));
+    }
+
+    #[test]
+    fn who_waits_for_what_is_bad_is_told_why() {
+        let table = Table::default();
+        let now = Instant::now();
+        table.put(&A, 1);
+        assert_eq!(table.await_upload(&A, now), Awaited::TooLate);
+        assert_eq!(take(&table), Some(Task::Upload(A, 0)));
+        table.upload_void(&A, Some("altered".into()));
+        assert_eq!(table.await_upload(&A, now), Awaited::Bad("altered".into()));
+        table.put(&A, 1);
+        assert_eq!(take(&table), Some(Task::Upload(A, 0)));
+        table.upload_ended(&A, Ok(()));
+        assert_eq!(table.await_upload(&A, now), Awaited::Stored);
     }
 
     #[test]

@@ -316,6 +316,23 @@ fn what_is_put_through_is_below_at_once() {
     assert!(!rig.below(&other).exists());
 }
 
+/// A close that waits for a blob whose bytes were altered in the queue must not end well.
+#[test]
+fn a_close_hears_of_altered_bytes() {
+    let rig = Rig::new(true);
+    let sum = put(&*rig.queue, b"good bytes");
+    fs::set_permissions(rig.queued(&sum), fs::Permissions::from_mode(0o600)).unwrap();
+    fs::write(rig.queued(&sum), "evil bytes").unwrap();
+    rig.queue.start().unwrap();
+    let error = rig.queue.await_upload(&sum).unwrap_err();
+    let Error::Io { source, .. } = &error else { panic!("{error}") };
+    assert_eq!(source.kind(), io::ErrorKind::InvalidData, "{error}");
+    assert!(source.to_string().contains("altered in the upload queue"), "{source}");
+    put(&*rig.queue, b"good bytes");
+    rig.queue.await_upload(&sum).unwrap();
+    assert!(rig.below(&sum).exists());
+}
+
 #[test]
 fn a_close_does_not_wait_for_ever() {
     let mut short = options();
