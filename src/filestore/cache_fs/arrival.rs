@@ -270,7 +270,13 @@ impl Arrival {
     /// Fetches all of it, and tells those who wait how it went.
     fn fetch(&self) {
         let fetched = self.fetch_all();
-        if let Err(Stop::Altered) = fetched {
+        let in_doubt = match &fetched {
+            Err(Stop::Altered) => true,
+            // Another object took the place of the one that was read so far: that may have been spoilt.
+            Err(Stop::Failed(error)) => error.kind() == io::ErrorKind::InvalidData,
+            _ => false,
+        };
+        if in_doubt {
             self.core.alterations.note(&self.sum);
         }
         if fetched.is_err() {
