@@ -46,6 +46,7 @@ impl Sharding {
             if self.known.is_new(&shard.dir) {
                 shard.call_new();
             }
+            shard.place_beside(&self.taken);
             match shard.get() {
                 Some(_) => next.push(shard),
                 None => {

@@ -14,6 +14,7 @@ mod mend;
 mod merge;
 mod plan;
 mod shard;
+mod taken;
 mod timed;
 
 use std::collections::HashMap;
@@ -31,6 +32,7 @@ pub use self::timed::Timed;
 use self::debt::Debt;
 use self::known::Known;
 use self::plan::Plan;
+use self::taken::Taken;
 use super::blob::{Blob, BlobFile, FileId};
 use super::error::{Error, Result};
 use super::provider::{Found, Health, Mended, Offer, Provider, ProviderStatus, Space, Visit};
@@ -54,6 +56,7 @@ pub struct Sharding {
     plan: RwLock<Arc<Plan>>,
     debt: Debt,
     known: Known,
+    taken: Arc<Taken>,
     /// Held by whoever replaces the plan.
     changing: Mutex<()>,
 }
@@ -76,16 +79,23 @@ impl Sharding {
         if volume.is_marked(depot_id)? { Ok(()) } else { volume.mark(depot_id) }
     }
 
-    /// Opens it over shards, of which some may be away. One that was none before is made.
+    /// Opens it over shards, of which some may be away. One that was none before is made. Two that are one directory are
+    /// refused: of blobs that seem to be on both there is one copy.
     pub fn open(dir: &Path, depot_id: [u8; 16], shards: Vec<Shard>, options: Options) -> Result<Sharding> {
         let volume = Arc::new(Volume::open(dir, depot_id)?);
         let debt = Debt::open(Arc::clone(&volume))?;
         let known = Known::open(Arc::clone(&volume))?;
         shards.iter().filter(|shard| known.is_new(&shard.dir)).for_each(Shard::call_new);
-        // Those that are away are tried again when somebody asks.
-        shards.iter().for_each(|shard| drop(shard.get()));
+        let taken = Arc::<Taken>::default();
+        for shard in &shards {
+            shard.place_beside(&taken);
+            // Those that are away are tried again when somebody asks.
+            if let Err(error @ Error::OneDirectory { .. }) = shard.open() {
+                return Err(error);
+            }
+        }
         let plan = RwLock::new(Arc::new(Plan::new(shards, options)));
-        let sharding = Sharding { volume, plan, debt, known, changing: Mutex::default() };
+        let sharding = Sharding { volume, plan, debt, known, taken, changing: Mutex::default() };
         // On a disk that is full or read-only it is written down another time.
         tidied(sharding.note_shards());
         Ok(sharding)

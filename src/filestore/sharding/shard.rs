@@ -4,14 +4,16 @@ use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::super::blob::FileId;
 use super::super::error::{Error, Result};
 use super::super::provider::Provider;
+use super::taken::Taken;
 use super::timed::within;
 use crate::change::MountId;
 use crate::checksum::Checksum;
@@ -45,7 +47,21 @@ struct Disk {
     is_new: AtomicBool,
     /// Counts the threads that are opening it.
     opening: Arc<()>,
+    /// Which directories it and the shards beside it have.
+    taken: OnceLock<Arc<Taken>>,
+    /// Its name there.
+    token: Arc<()>,
     state: Mutex<State>,
+}
+
+impl Disk {
+    /// Takes the directory at this place; one that another shard has is refused.
+    fn take(&self, dir: &Path, place: Option<Place>) -> Result<()> {
+        match (self.taken.get(), place) {
+            (Some(taken), Some(place)) => taken.take(dir, &self.token, place.directory),
+            _ => Ok(()),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -64,13 +80,15 @@ struct State {
 /// Which directory a path leads to: another one where a disk is mounted over it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Place {
-    ino: u64,
+    directory: FileId,
     mount: MountId,
 }
 
 impl Place {
     fn of(dir: &Path) -> Option<Place> {
-        Some(Place { ino: fs::metadata(dir).ok()?.ino(), mount: mount_id(dir).ok()? })
+        let found = fs::metadata(dir).ok()?;
+        let directory = FileId { dev: found.dev(), ino: found.ino() };
+        Some(Place { directory, mount: mount_id(dir).ok()? })
     }
 }
 
@@ -83,8 +101,14 @@ impl Shard {
         check_period: Duration,
         opener: Opener,
     ) -> Shard {
-        let disk =
-            Disk { opener, is_new: AtomicBool::new(false), opening: Arc::default(), state: Mutex::default() };
+        let disk = Disk {
+            opener,
+            is_new: AtomicBool::new(false),
+            opening: Arc::default(),
+            taken: OnceLock::new(),
+            token: Arc::default(),
+            state: Mutex::default(),
+        };
         Shard { dir, zone, write_enabled, check_period, disk: Arc::new(disk) }
     }
 
@@ -111,6 +135,16 @@ impl Shard {
         self.disk.is_new.store(true, Ordering::SeqCst);
     }
 
+    /// It is one of several, each of which has a directory of its own.
+    pub fn place_beside(&self, taken: &Arc<Taken>) {
+        self.disk.taken.get_or_init(|| Arc::clone(taken));
+    }
+
+    /// Opens it for the first time; an error of it as well that another shard has its directory.
+    pub fn open(&self) -> Result<Arc<dyn Provider>> {
+        self.try_now()
+    }
+
     /// Its provider, unless it is away. After the check period it is tried again by whoever asks first.
     ///
     /// What was opened once is kept: it remembers which staging files its disk has refused.
@@ -132,7 +166,7 @@ impl Shard {
                 None => state.away = Some((Instant::now(), "it is being opened".into())),
             }
         }
-        self.try_now()
+        self.try_now().ok()
     }
 
     /// As soon as it answers, which may take a while.
@@ -147,21 +181,20 @@ impl Shard {
         }
     }
 
-    fn try_now(&self) -> Option<Arc<dyn Provider>> {
-        match self.try_again() {
-            Ok((provider, place)) => {
-                let mut state = self.disk.state.lock();
-                (state.away, state.late) = (None, false);
-                state.place = place;
-                state.provider = Some(Arc::clone(&provider));
-                Some(provider)
-            }
-            Err(error) => {
-                tracing::warn!("shard {} cannot be used: {}", self.dir.display(), chain(&error));
-                self.set_aside(&error);
-                None
-            }
-        }
+    fn try_now(&self) -> Result<Arc<dyn Provider>> {
+        let tried = self.try_again().and_then(|(provider, place)| {
+            let mut state = self.disk.state.lock();
+            // Whatever happened meanwhile: with the lock held, so that it is no other's as long as it is in use.
+            self.disk.take(&self.dir, place)?;
+            (state.away, state.late) = (None, false);
+            state.place = place;
+            state.provider = Some(Arc::clone(&provider));
+            Ok(provider)
+        });
+        tried.inspect_err(|error| {
+            tracing::warn!("shard {} cannot be used: {}", self.dir.display(), chain(error));
+            self.set_aside(error);
+        })
     }
 
     /// The provider that it has, if it works, or another one where the directory is another one now.
@@ -189,6 +222,8 @@ impl Shard {
 
     fn open_anew(&self) -> Result<(Arc<dyn Provider>, Option<Place>)> {
         let (opened, place) = self.within(|dir, disk| {
+            // Opening clears away what was half done, which in another shard's directory is being done.
+            disk.take(dir, Place::of(dir))?;
             let opened = (disk.opener)(disk.is_new.load(Ordering::SeqCst))?;
             sound(dir, &*opened)?;
             // It may have been made just now.
@@ -237,6 +272,9 @@ impl Shard {
 
     fn set_aside(&self, error: &Error) {
         let mut state = self.disk.state.lock();
+        if let Some(taken) = self.disk.taken.get() {
+            taken.leave(&self.disk.token);
+        }
         state.away = Some((Instant::now(), chain(error)));
         state.late = is_io(error, ErrorKind::TimedOut);
     }

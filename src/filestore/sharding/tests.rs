@@ -394,3 +394,4 @@ fn the_nearest_zone_is_read_and_written_first() {
 }
 
 mod live;
+mod twins;
