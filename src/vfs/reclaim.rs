@@ -99,12 +99,24 @@ impl Vfs {
                     return Ok(());
                 }
                 // One that cannot be mended does not hold up the others.
-                if let Err(error) = self.mend(&sum) {
+                if let Err(error) = self.settle(&sum) {
                     failure.get_or_insert(error);
                 }
             }
         }
         failure.map_or(Ok(()), Err)
+    }
+
+    /// Makes the copies that a blob lacks, or removes those that should be gone.
+    fn settle(&self, sum: &Checksum) -> Result<()> {
+        if self.store.owes_removal(sum) {
+            // Whoever puts the same content has the latch until its row is there.
+            let latch = self.store.latch(sum);
+            if self.index.blob(sum)?.is_none() {
+                return Ok(self.store.remove_left(&latch)?);
+            }
+        }
+        self.mend(sum).map(drop)
     }
 
     /// Deletes set-aside bytes after their time, and tells what they were. A job does this.

@@ -118,6 +118,24 @@ impl Sharding {
         Ok(mended)
     }
 
+    /// Whether a blob was removed and copies of it may be left.
+    pub fn owes_removal(&self, sum: &Checksum) -> bool {
+        self.debt.is_removal(sum)
+    }
+
+    /// Removes what an earlier removal could not reach. The caller holds the latch and knows that nobody has the blob.
+    pub fn remove_left(&self, sum: &Checksum) -> Result<()> {
+        let plan = self.plan();
+        if !self.debt.is_removal(sum) {
+            return Ok(());
+        }
+        let (_, left) = plan.remove(sum);
+        if plan.force_removed(std::slice::from_ref(sum)) && !left {
+            self.debt.settle(sum)?;
+        }
+        Ok(())
+    }
+
     /// Remembers that a blob has copies which are not as they should be.
     pub fn owe(&self, sum: &Checksum) -> Result<()> {
         self.debt.add(&[*sum])

@@ -1,8 +1,6 @@
 //! One shard: a provider that may be away for a while.
 
-use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -10,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::super::blob::FileId;
 use super::super::error::{Error, Result};
 use super::super::provider::Provider;
-use super::taken::Taken;
+use super::super::staging::StagingDir;
+use super::taken::{Directory, Taken};
 use super::timed::within;
 use crate::change::MountId;
 use crate::checksum::Checksum;
@@ -78,17 +76,21 @@ struct State {
 }
 
 /// Which directory a path leads to: another one where a disk is mounted over it.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 struct Place {
-    directory: FileId,
+    directory: Directory,
     mount: MountId,
+}
+
+impl PartialEq for Place {
+    fn eq(&self, other: &Place) -> bool {
+        (self.directory.id, self.mount) == (other.directory.id, other.mount)
+    }
 }
 
 impl Place {
     fn of(dir: &Path) -> Option<Place> {
-        let found = fs::metadata(dir).ok()?;
-        let directory = FileId { dev: found.dev(), ino: found.ino() };
-        Some(Place { directory, mount: mount_id(dir).ok()? })
+        Some(Place { directory: Directory::of(dir)?, mount: mount_id(dir).ok()? })
     }
 }
 
@@ -205,7 +207,7 @@ impl Shard {
         };
         let now = self.within(|dir, _| Ok(Place::of(dir)))?;
         match known {
-            Some(provider) if now == was || now.is_none() || has_staging_files(&*provider) => {
+            Some(provider) if now == was || now.is_none() || self.has_staging_files(&provider) => {
                 match sound(&self.dir, &*provider) {
                     // The server forgot the directory under this descriptor.
                     Err(error) if is_io(&error, ErrorKind::StaleNetworkFileHandle) => self.open_anew(),
@@ -218,6 +220,13 @@ impl Shard {
                 self.open_anew()
             }
         }
+    }
+
+    /// Whether somebody may still want what is written there. One that cannot even be listed gives nothing out any more.
+    fn has_staging_files(&self, provider: &Arc<dyn Provider>) -> bool {
+        let provider = Arc::clone(provider);
+        let some = |dir: &Arc<StagingDir>| dir.names().is_ok_and(|names| !names.is_empty());
+        self.within(move |_, _| Ok(provider.staging_dirs().iter().any(some))).unwrap_or(false)
     }
 
     fn open_anew(&self) -> Result<(Arc<dyn Provider>, Option<Place>)> {
@@ -264,10 +273,21 @@ impl Shard {
 
     /// Sets it aside if this is an error of the shard, and not of what was asked for.
     pub fn read_failed(&self, error: &Error) {
-        if is_of_the_disk(error) {
-            tracing::warn!("shard {} is set aside: {}", self.dir.display(), chain(error));
-            self.set_aside(error);
+        if !is_of_the_disk(error) {
+            return;
         }
+        // One file that cannot be opened says nothing of the others: whoever reads it must not take them away.
+        if !is_of_the_whole(error) && self.known().is_some_and(|known| sound(&self.dir, &*known).is_ok()) {
+            return;
+        }
+        tracing::warn!("shard {} is set aside: {}", self.dir.display(), chain(error));
+        self.set_aside(error);
+    }
+
+    /// Whether it works, as far as is known.
+    pub fn is_there(&self) -> bool {
+        let state = self.disk.state.lock();
+        state.away.is_none() && state.provider.is_some()
     }
 
     fn set_aside(&self, error: &Error) {
@@ -296,6 +316,17 @@ impl Shard {
         }
     }
 
+    /// It did not remove a blob: likewise, unless that is the fault of the one file.
+    pub fn remove_failed(&self, error: &Error) {
+        let kind = |kind| is_io(error, kind);
+        if kind(ErrorKind::TimedOut) {
+            return self.read_failed(error);
+        }
+        if !kind(ErrorKind::PermissionDenied) && !kind(ErrorKind::IsADirectory) {
+            self.write_failed(error);
+        }
+    }
+
     /// Why it does not work, as far as is known.
     pub fn trouble(&self) -> Option<String> {
         let state = self.disk.state.lock();
@@ -312,12 +343,6 @@ impl std::fmt::Debug for Shard {
     }
 }
 
-/// Whether somebody may still want what is written there.
-fn has_staging_files(provider: &dyn Provider) -> bool {
-    // One that cannot even be listed gives nothing out any more.
-    provider.staging_dirs().iter().any(|dir| dir.names().is_ok_and(|names| !names.is_empty()))
-}
-
 fn is_io(error: &Error, kind: ErrorKind) -> bool {
     matches!(error, Error::Io { source, .. } if source.kind() == kind)
 }
@@ -331,6 +356,16 @@ fn sound(dir: &Path, provider: &dyn Provider) -> Result<()> {
             why: "its blobs are gone, even the one of no bytes (was it emptied, or its disk unmounted?)"
                 .into(),
         }),
+    }
+}
+
+/// Whether an error of the shard is one of all of it: it does not answer, or its directory is another one.
+fn is_of_the_whole(error: &Error) -> bool {
+    match error {
+        Error::Io { source, .. } => {
+            matches!(source.kind(), ErrorKind::TimedOut | ErrorKind::StaleNetworkFileHandle)
+        }
+        _ => true,
     }
 }
 
