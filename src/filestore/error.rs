@@ -85,6 +85,17 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// Two shards are one directory, by a link or because it is mounted twice.
+    #[error(
+        "{} is the directory of shard {} too: a blob that is on both has one copy, so take one of them out", dir.display(),
+        other.display()
+    )]
+    OneDirectory {
+        /// The shard that is refused.
+        dir: PathBuf,
+        /// The one that has it.
+        other: PathBuf,
+    },
     /// Something was found nowhere, and may be where nobody can look now.
     #[error("{what} is not on the shards that can be reached, and {} cannot be: {why}", dir.display())]
     Away {

@@ -160,7 +160,7 @@ fn list_under_faults(provider: &dyn Provider, contents: &[Vec<u8>], known: &[Kno
 
 /// Bytes of a blob of another provider.
 #[derive(Debug)]
-struct Held(Vec<u8>);
+pub(super) struct Held(pub(super) Vec<u8>);
 
 impl Remote for Held {
     fn size(&self) -> u64 {

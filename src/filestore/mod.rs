@@ -67,6 +67,8 @@ pub struct Filestore {
     latches: Latches,
     /// One at a time mends a blob; taken before the latch of it.
     mending: Latches,
+    /// Counts listings of staging directories that may hang.
+    listing: Arc<()>,
 }
 
 /// What a look at every byte of a blob found.
@@ -125,6 +127,7 @@ impl Filestore {
             parts,
             latches: Latches::default(),
             mending: Latches::default(),
+            listing: Arc::default(),
         }
     }
 
@@ -322,7 +325,15 @@ impl Filestore {
 
     /// Everything that was set aside.
     pub fn aside(&self) -> Result<Vec<Aside>> {
-        self.every_staging_dir(StagingDir::aside)
+        let mut all = Vec::new();
+        for dir in self.provider.staging_dirs() {
+            // Whoever takes stock does not wait for a server that does not answer.
+            all.extend(match dir.is_on_network() {
+                true => sharding::within_a_moment(&dir.path(), &self.listing, move || dir.aside())?,
+                false => dir.aside()?,
+            });
+        }
+        Ok(all)
     }
 
     /// Deletes what was set aside longer ago than `age` (ordinarily [`KEPT_FOR`]), and tells what it was.
@@ -446,6 +457,16 @@ impl Filestore {
                 self.provider.mend(sum)
             }
         }
+    }
+
+    /// Whether a blob was removed and copies of it may be left where that could not be done.
+    pub fn owes_removal(&self, sum: &Checksum) -> bool {
+        self.parts.sharding.as_ref().is_some_and(|sharding| sharding.owes_removal(sum))
+    }
+
+    /// Removes such copies of a blob that no durable state names.
+    pub fn remove_left(&self, latch: &Latch<'_>) -> Result<()> {
+        self.parts.sharding.as_ref().map_or(Ok(()), |sharding| sharding.remove_left(latch.checksum()))
     }
 
     /// Whether `mend` would find something to do, as far as the sizes of copies tell.

@@ -49,6 +49,12 @@ pub trait Provider: fmt::Debug + Send + Sync + 'static {
     /// The staging directory that holds `name`, or would.
     fn staging(&self, name: StagingName) -> Result<Arc<StagingDir>>;
 
+    /// The same if it holds `name` now.
+    fn holds_staging(&self, name: StagingName) -> Result<Option<Arc<StagingDir>>> {
+        let dir = self.staging(name)?;
+        Ok(dir.holds(name)?.then_some(dir))
+    }
+
     /// Every staging directory of this provider and of those below it.
     fn staging_dirs(&self) -> Vec<Arc<StagingDir>>;
 
@@ -83,7 +89,7 @@ pub trait Provider: fmt::Debug + Send + Sync + 'static {
     /// blob is a local file, the error is [`Error::NotLocal`](super::Error::NotLocal).
     fn detach(&self, sum: &Checksum, name: StagingName, file: FileId) -> Result<()>;
 
-    /// Removes a blob; whether it was here, which a layer that removes later takes for true. Open descriptors of it go on.
+    /// Removes a blob; whether it was here, which a layer that removes later, or the rest of it later, takes for true. Open descriptors of it go on.
     fn remove(&self, sum: &Checksum) -> Result<bool>;
 
     /// Makes durable that these blobs were removed, with as few flushes as possible.

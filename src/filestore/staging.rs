@@ -274,6 +274,11 @@ impl StagingDir {
         self.volume.mount_id()
     }
 
+    /// Whether it is on a network or FUSE file system, of which calls may hang.
+    pub fn is_on_network(&self) -> bool {
+        self.volume.file_system().is_network()
+    }
+
     /// The directory that the staging files are in.
     pub fn path(&self) -> PathBuf {
         self.volume.at(PRE)

@@ -110,6 +110,7 @@ fn store_errno(error: &filestore::Error) -> Errno {
         | filestore::Error::Unforced { .. }
         | filestore::Error::Foreign { .. }
         | filestore::Error::NotADepotDirectory { .. }
+        | filestore::Error::OneDirectory { .. }
         | filestore::Error::Altered(_)
         | filestore::Error::Away { .. }
         | filestore::Error::TooFewCopies { .. }

@@ -49,18 +49,33 @@ impl Vfs {
             // A crash from here on leaves rows without references whose blobs are gone, which the next round takes. The other
             // order would leave blobs without rows, which nobody takes.
             failpoint::hit("reclaim.synced");
+            let mut failure = None;
+            let mut unlinked = Vec::with_capacity(dead.len());
             for (row, latch) in dead.iter().zip(&latches) {
                 self.descriptors.forget_blob(&row.checksum);
                 self.disown(&row.checksum);
                 self.verified.lock().remove(&row.checksum);
-                self.store.remove_blob(latch)?;
+                let removed = self.store.remove_blob(latch);
+                unlinked.push(removed.is_ok());
+                // It keeps its row for the next round, and does not hold up the others.
+                if let Err(error) = removed {
+                    failure.get_or_insert(error);
+                    continue;
+                }
                 failpoint::hit("reclaim.unlinked");
                 blobs += 1;
                 bytes += row.size;
             }
-            self.store.force_removed(&latches)?;
-            self.commit(&dead.iter().map(forget).collect::<Vec<_>>())?;
-            failpoint::hit("reclaim.committed");
+            retain(&mut latches, &unlinked);
+            retain(&mut dead, &unlinked);
+            if !dead.is_empty() {
+                self.store.force_removed(&latches)?;
+                self.commit(&dead.iter().map(forget).collect::<Vec<_>>())?;
+                failpoint::hit("reclaim.committed");
+            }
+            if let Some(error) = failure {
+                return Err(error.into());
+            }
         }
         Ok((blobs, bytes))
     }
@@ -84,12 +99,24 @@ impl Vfs {
                     return Ok(());
                 }
                 // One that cannot be mended does not hold up the others.
-                if let Err(error) = self.mend(&sum) {
+                if let Err(error) = self.settle(&sum) {
                     failure.get_or_insert(error);
                 }
             }
         }
         failure.map_or(Ok(()), Err)
+    }
+
+    /// Makes the copies that a blob lacks, or removes those that should be gone.
+    fn settle(&self, sum: &Checksum) -> Result<()> {
+        if self.store.owes_removal(sum) {
+            // Whoever puts the same content has the latch until its row is there.
+            let latch = self.store.latch(sum);
+            if self.index.blob(sum)?.is_none() {
+                return Ok(self.store.remove_left(&latch)?);
+            }
+        }
+        self.mend(sum).map(drop)
     }
 
     /// Deletes set-aside bytes after their time, and tells what they were. A job does this.

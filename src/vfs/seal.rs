@@ -518,7 +518,11 @@ impl Vfs {
             Some(found) if found.checksum == *sum => Ok(Put::Never(collision(sum))),
             Some(_) => {
                 self.store.remove_blob(latch)?;
-                Ok(Put::Now)
+                // On a read-only shard it stays, and would be read in the place of what is put.
+                match self.store.stat_at_hand(sum) {
+                    Ok(Some(_)) => Err(filestore::Error::Altered(*sum).into()),
+                    _ => Ok(Put::Now),
+                }
             }
         }
     }

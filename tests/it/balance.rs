@@ -297,7 +297,11 @@ impl Disk {
     }
 
     fn make_read_only(&self) {
-        let flags = nix::mount::MsFlags::MS_REMOUNT | nix::mount::MsFlags::MS_RDONLY;
+        self.remount(nix::mount::MsFlags::MS_RDONLY);
+    }
+
+    fn remount(&self, flags: nix::mount::MsFlags) {
+        let flags = flags | nix::mount::MsFlags::MS_REMOUNT;
         nix::mount::mount(None::<&str>, &self.0, None::<&str>, flags, None::<&str>).unwrap();
     }
 }
@@ -349,6 +353,44 @@ fn a_full_and_a_read_only_shard_are_no_obstacle() {
         disk.make_read_only();
         write(20..26);
         read(0..26);
+        depot.umount();
+        depot.check();
+    });
+}
+
+/// What is removed while a shard is read-only gives back the space on the others at once, and there when it takes changes.
+#[test]
+fn a_read_only_shard_gives_its_space_back_later() {
+    guarded(|| {
+        let depot = Depot::uninitialised(Mode::Sharded);
+        let disk = Disk::mount(depot.scratch().join("small"), "size=200m");
+        let small = format!("sharding.shard[1].dir={}", disk.0.join("shard").display());
+        let mut args = vec!["init", depot.dir_str()];
+        for setting in
+            ["chain=sharding", "sharding.check-period=100ms", "sharding.shard[0].dir=shard0", &small]
+        {
+            args.extend(["--set", setting]);
+        }
+        depot.cli(&args).ok();
+        depot.mount();
+        let repo = depot.path("repo");
+        fs::create_dir(&repo).unwrap();
+        let bytes = |i: usize| format!("{i} ").repeat(3_000).into_bytes();
+        (0..16).for_each(|i| fs::write(repo.join(format!("file{i}")), bytes(i)).unwrap());
+        depot.flush();
+        let left = |shard: PathBuf| {
+            let has = |sum: &String| shard.join(&sum[..2]).join(sum).exists();
+            (0..16).map(|i| sha1(&bytes(i))).filter(has).count()
+        };
+        let (here, there) = (depot.dir.join("shard0"), disk.0.join("shard"));
+        let on_disk = left(there.clone());
+        assert!(left(here.clone()) > 0 && on_disk > 0);
+        disk.make_read_only();
+        (0..16).for_each(|i| fs::remove_file(repo.join(format!("file{i}"))).unwrap());
+        eventually("the blobs to go from the other shard", || left(here.clone()) == 0);
+        assert_eq!(left(there.clone()), on_disk);
+        disk.remount(nix::mount::MsFlags::empty());
+        eventually("the rest to go as well", || left(there.clone()) == 0);
         depot.umount();
         depot.check();
     });

@@ -83,6 +83,47 @@ fn a_shard_that_hangs_is_set_aside() {
     });
 }
 
+/// The first shard hangs: files that are written and forced on the second one do not wait for it.
+#[test]
+fn writers_do_not_wait_for_a_shard_that_hangs() {
+    guarded(|| {
+        let (server, depot) = pair(|server, _| {
+            let disk = server.path("disks/far");
+            vec![format!("sharding.shard[0].dir={}", disk.display()), "sharding.shard[1].dir=near".into()]
+        });
+        depot.mount();
+        let repo = depot.path("repo");
+        fs::create_dir(&repo).unwrap();
+        fs::write(repo.join("before"), "bytes").unwrap();
+        depot.flush();
+        let pid = Pid::from_raw(server.pid());
+        kill(pid, Signal::SIGSTOP).unwrap();
+        let (tell, told) = std::sync::mpsc::channel();
+        let writer = std::thread::spawn(move || {
+            for i in 0..6 {
+                let mut file = fs::File::create(repo.join(format!("file{i}"))).unwrap();
+                std::io::Write::write_all(&mut file, format!("content {i} ").repeat(3000).as_bytes())
+                    .unwrap();
+                file.sync_all().unwrap();
+            }
+            tell.send(()).unwrap();
+            repo
+        });
+        let in_time = told.recv_timeout(Duration::from_secs(40));
+        kill(pid, Signal::SIGCONT).unwrap();
+        let repo = writer.join().unwrap();
+        assert!(in_time.is_ok(), "six files were not written and forced beside a shard that hangs");
+        depot.flush();
+        for i in 0..6 {
+            let read = fs::read_to_string(repo.join(format!("file{i}"))).unwrap();
+            assert!(read == format!("content {i} ").repeat(3000), "file{i}");
+        }
+        depot.umount();
+        depot.check();
+        server.umount();
+    });
+}
+
 /// What a server does that heard a call twice, takes root for nobody, or lost a file it gave out.
 #[cfg(debug_assertions)]
 #[test]

@@ -46,6 +46,7 @@ impl Sharding {
             if self.known.is_new(&shard.dir) {
                 shard.call_new();
             }
+            shard.place_beside(&self.taken);
             match shard.get() {
                 Some(_) => next.push(shard),
                 None => {
@@ -171,7 +172,7 @@ impl Plan {
             || Some("it cannot be read, and the index cannot tell what it may have had".to_owned());
         let Some(staged) = (wanted.staged)() else { return cannot_tell() };
         let has = |i: usize, name: StagingName| {
-            self.ask(i, |provider| provider.staging(name)?.holds(name)).unwrap_or(false)
+            self.ask(i, |provider| provider.holds_staging(name)).flatten().is_some()
         };
         let lost = staged.iter().filter(|name| !rest.iter().any(|i| has(*i, **name))).count();
         if lost > 0 {

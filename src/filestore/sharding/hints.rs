@@ -1,11 +1,30 @@
-//! Where blobs were found last: a guess that saves asking the wrong shards first, and nothing that anybody relies on.
+//! Where blobs and staging files were found last: a guess that saves asking the wrong shards first, and nothing that anybody relies on.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use crate::change::StagingName;
 use crate::checksum::Checksum;
 
-/// Blobs remembered at most; eight bytes each.
+/// Things remembered at most; eight bytes each.
 const SLOTS: usize = 1 << 14;
+
+/// What is remembered: the slot of it, and what is kept of its name there.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    slot: usize,
+    name: u64,
+}
+
+/// Of a blob.
+pub fn of_blob(sum: &Checksum) -> Key {
+    let bytes = |from: usize| u64::from_be_bytes(std::array::from_fn(|i| sum.0[from + i]));
+    Key { slot: (bytes(8) as usize) % SLOTS, name: bytes(0) >> 8 }
+}
+
+/// Of a staging file; the names are numbers, given out one after the other.
+pub fn of_staging(name: StagingName) -> Key {
+    Key { slot: (name.0 as usize) % SLOTS, name: name.0 & (u64::MAX >> 8) }
+}
 
 /// See above.
 #[derive(Debug)]
@@ -18,27 +37,19 @@ impl Default for Hints {
 }
 
 impl Hints {
-    /// The number of the shard that had the blob.
-    pub fn get(&self, sum: &Checksum) -> Option<usize> {
-        let (slot, name) = place(sum);
+    /// The number of the shard that had it.
+    pub fn get(&self, Key { slot, name }: Key) -> Option<usize> {
         let found = self.0[slot].load(Relaxed);
         let number = (found & 0xff) as usize;
         if found >> 8 == name { number.checked_sub(1) } else { None }
     }
 
     /// This shard has it.
-    pub fn set(&self, sum: &Checksum, shard: usize) {
-        let (slot, name) = place(sum);
+    pub fn set(&self, Key { slot, name }: Key, shard: usize) {
         // More shards than fit are asked in their order.
         let number = if shard < 0xff { shard as u64 + 1 } else { 0 };
         self.0[slot].store(name << 8 | number, Relaxed);
     }
-}
-
-/// The slot of a blob, and what is kept of its name there.
-fn place(sum: &Checksum) -> (usize, u64) {
-    let bytes = |from: usize| u64::from_be_bytes(std::array::from_fn(|i| sum.0[from + i]));
-    ((bytes(8) as usize) % SLOTS, bytes(0) >> 8)
 }
 
 #[cfg(test)]
@@ -48,14 +59,18 @@ mod tests {
     #[test]
     fn a_blob_is_remembered_until_another_takes_its_slot() {
         let hints = Hints::default();
+        let (get, set) = (|sum| hints.get(of_blob(&sum)), |sum, shard| hints.set(of_blob(&sum), shard));
         let (a, mut b) = (Checksum([1; 20]), Checksum([1; 20]));
-        assert_eq!(hints.get(&a), None);
-        hints.set(&a, 3);
-        assert_eq!((hints.get(&a), hints.get(&Checksum([2; 20]))), (Some(3), None));
+        assert_eq!(get(a), None);
+        set(a, 3);
+        assert_eq!((get(a), get(Checksum([2; 20]))), (Some(3), None));
         b.0[0] = 9;
-        hints.set(&b, 0);
-        assert_eq!((hints.get(&a), hints.get(&b)), (None, Some(0)));
-        hints.set(&a, 300);
-        assert_eq!(hints.get(&a), None);
+        set(b, 0);
+        assert_eq!((get(a), get(b)), (None, Some(0)));
+        set(a, 300);
+        assert_eq!(get(a), None);
+        let of = |number| of_staging(StagingName(number));
+        hints.set(of(7), 2);
+        assert_eq!((hints.get(of(7)), hints.get(of(7 + SLOTS as u64))), (Some(2), None));
     }
 }

@@ -90,9 +90,10 @@ impl Sharding {
                 holders.push(*i);
             }
         }
+        let (mut holders, twins) = plan.told_apart(sum, holders);
         for i in order.iter().copied() {
             let Some(provider) = plan.shards[i].writable() else { continue };
-            if plan.counted(&holders) >= plan.redundancy || holders.contains(&i) {
+            if plan.counted(&holders) >= plan.redundancy || holders.contains(&i) || twins.contains(&i) {
                 continue;
             }
             match provider.put_copy(sum, &good) {
@@ -107,6 +108,7 @@ impl Sharding {
         // A crash here leaves a copy too many, which the next balance removes.
         failpoint::hit("shards.mended");
         drop(good);
+        let (holders, _) = plan.told_apart(sum, holders);
         if plan.counted(&holders) < plan.redundancy {
             self.debt.add(&[*sum])?;
             return Ok(mended);
@@ -114,6 +116,24 @@ impl Sharding {
         mended.removed = plan.remove_surplus(sum, holders, order);
         self.debt.settle(sum)?;
         Ok(mended)
+    }
+
+    /// Whether a blob was removed and copies of it may be left.
+    pub fn owes_removal(&self, sum: &Checksum) -> bool {
+        self.debt.is_removal(sum)
+    }
+
+    /// Removes what an earlier removal could not reach. The caller holds the latch and knows that nobody has the blob.
+    pub fn remove_left(&self, sum: &Checksum) -> Result<()> {
+        let plan = self.plan();
+        if !self.debt.is_removal(sum) {
+            return Ok(());
+        }
+        let (_, left) = plan.remove(sum);
+        if plan.force_removed(std::slice::from_ref(sum)) && !left {
+            self.debt.settle(sum)?;
+        }
+        Ok(())
     }
 
     /// Remembers that a blob has copies which are not as they should be.
@@ -168,6 +188,24 @@ impl Plan {
         }
         let digest = checksum::digest(&blob, || true).ok()??;
         (digest.checksum == *sum).then_some(blob)
+    }
+
+    /// Those of the holders whose copies are files of their own, and those whose copy is the file of one before: to remove that
+    /// is to remove both. One that cannot be looked at is neither.
+    fn told_apart(&self, sum: &Checksum, holders: Vec<usize>) -> (Vec<usize>, Vec<usize>) {
+        let (mut apart, mut twins) = (Vec::with_capacity(holders.len()), Vec::new());
+        let mut files: Vec<FileId> = Vec::with_capacity(holders.len());
+        for i in holders {
+            match self.open_on(i, sum).map(|blob| blob.file_id()) {
+                None => {}
+                Some(Some(file)) if files.contains(&file) => twins.push(i),
+                Some(file) => {
+                    files.extend(file);
+                    apart.push(i);
+                }
+            }
+        }
+        (apart, twins)
     }
 
     /// Removes copies beyond those that there should be, from drained shards first; how many.

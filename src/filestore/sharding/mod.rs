@@ -14,6 +14,7 @@ mod mend;
 mod merge;
 mod plan;
 mod shard;
+mod taken;
 mod timed;
 
 use std::collections::HashMap;
@@ -26,11 +27,12 @@ pub use self::change::Wanted;
 pub use self::choice::{Choice, Write};
 pub use self::known::is_new_in;
 pub use self::shard::{Opener, Shard};
-pub use self::timed::Timed;
+pub use self::timed::{Timed, within_a_moment};
 
 use self::debt::Debt;
 use self::known::Known;
 use self::plan::Plan;
+use self::taken::Taken;
 use super::blob::{Blob, BlobFile, FileId};
 use super::error::{Error, Result};
 use super::provider::{Found, Health, Mended, Offer, Provider, ProviderStatus, Space, Visit};
@@ -54,6 +56,7 @@ pub struct Sharding {
     plan: RwLock<Arc<Plan>>,
     debt: Debt,
     known: Known,
+    taken: Arc<Taken>,
     /// Held by whoever replaces the plan.
     changing: Mutex<()>,
 }
@@ -76,16 +79,23 @@ impl Sharding {
         if volume.is_marked(depot_id)? { Ok(()) } else { volume.mark(depot_id) }
     }
 
-    /// Opens it over shards, of which some may be away. One that was none before is made.
+    /// Opens it over shards, of which some may be away. One that was none before is made. Two that are one directory are
+    /// refused: of blobs that seem to be on both there is one copy.
     pub fn open(dir: &Path, depot_id: [u8; 16], shards: Vec<Shard>, options: Options) -> Result<Sharding> {
         let volume = Arc::new(Volume::open(dir, depot_id)?);
         let debt = Debt::open(Arc::clone(&volume))?;
         let known = Known::open(Arc::clone(&volume))?;
         shards.iter().filter(|shard| known.is_new(&shard.dir)).for_each(Shard::call_new);
-        // Those that are away are tried again when somebody asks.
-        shards.iter().for_each(|shard| drop(shard.get()));
+        let taken = Arc::<Taken>::default();
+        for shard in &shards {
+            shard.place_beside(&taken);
+            // Those that are away are tried again when somebody asks.
+            if let Err(error @ Error::OneDirectory { .. }) = shard.open() {
+                return Err(error);
+            }
+        }
         let plan = RwLock::new(Arc::new(Plan::new(shards, options)));
-        let sharding = Sharding { volume, plan, debt, known, changing: Mutex::default() };
+        let sharding = Sharding { volume, plan, debt, known, taken, changing: Mutex::default() };
         // On a disk that is full or read-only it is written down another time.
         tidied(sharding.note_shards());
         Ok(sharding)
@@ -94,6 +104,11 @@ impl Sharding {
     /// What is to be done, for one call.
     fn plan(&self) -> Arc<Plan> {
         Arc::clone(&self.plan.read())
+    }
+
+    /// Whether it still is: otherwise what was made by it may be too little now, and whoever balances may have passed it by.
+    fn is_in_force(&self, plan: &Arc<Plan>) -> bool {
+        Arc::ptr_eq(plan, &self.plan.read())
     }
 
     /// Remembers the shards that are there, so that one which is missing later is not taken for a new one.
@@ -125,7 +140,7 @@ impl Provider for Sharding {
     fn open(&self, sum: &Checksum, size: Option<u64>) -> Result<Option<Blob>> {
         let plan = self.plan();
         let fits = |blob: &Blob| size.is_none_or(|size| blob.size() == size);
-        let (mut other, mut missed, mut failed) = (None, Vec::new(), None);
+        let (mut other, mut missed, mut failed, mut odd) = (None, Vec::new(), None, false);
         for i in plan.to_read(sum) {
             match plan.try_ask(i, |provider| provider.open(sum, size)) {
                 Ok(Some(Some(blob))) if fits(&blob) => {
@@ -133,7 +148,7 @@ impl Provider for Sharding {
                     // One that is not where it was looked for first may lack copies.
                     let lacking =
                         plan.redundancy > 1 && !missed.is_empty() && plan.copies(sum).len() < plan.redundancy;
-                    if lacking || other.is_some() {
+                    if lacking || odd || other.is_some() {
                         missed.iter().for_each(|i: &usize| plan.shards[*i].suspect());
                         // Who reads it does not suffer from that.
                         tidied(self.debt.add(&[*sum]));
@@ -143,7 +158,10 @@ impl Provider for Sharding {
                 Ok(Some(Some(blob))) => other = Some(blob),
                 Ok(Some(None)) => missed.push(i),
                 Ok(None) => failed = Some(plan.away(i, &format!("blob {sum}"))),
-                Err(error) => failed = Some(error),
+                Err(error) => {
+                    odd |= plan.shards[i].is_there();
+                    failed = Some(error);
+                }
             }
         }
         match (other, failed) {
@@ -207,12 +225,12 @@ impl Provider for Sharding {
 
     fn staging(&self, name: StagingName) -> Result<Arc<StagingDir>> {
         let plan = self.plan();
-        let held = |provider: &dyn Provider| {
-            let dir = provider.staging(name)?;
-            Ok(dir.holds(name)?.then_some(dir))
-        };
-        match plan.first(0..plan.shards.len(), &|| format!("staging file {name}"), held)? {
-            Some(dir) => Ok(dir),
+        let held = |i: usize, provider: &dyn Provider| Ok(provider.holds_staging(name)?.map(|dir| (i, dir)));
+        match plan.first_with(plan.to_stage(name), &|| format!("staging file {name}"), held)? {
+            Some((i, dir)) => {
+                plan.staged(name, i);
+                Ok(dir)
+            }
             None => self.stage(),
         }
     }
@@ -228,6 +246,10 @@ impl Provider for Sharding {
         let mut of_shard: HashMap<usize, Vec<usize>> = HashMap::new();
         let mut stood: HashMap<usize, Vec<bool>> = HashMap::new();
         for (item, (sum, offer)) in batch.iter().enumerate() {
+            // What should be gone may be altered: no copy that is put is taken for made by it.
+            let left = if self.debt.is_removal(sum) { plan.copies(sum) } else { Vec::new() };
+            let best: Vec<usize> =
+                best.iter().copied().filter(|i| left.iter().all(|(left, _)| left != i)).collect();
             for i in plan.targets(sum, offer, &best) {
                 of_shard.entry(i).or_default().push(item);
                 stood.entry(i).or_default().push(!plan.surely_lacks(i, sum));
@@ -256,35 +278,44 @@ impl Provider for Sharding {
             }
             return Err(too_few(fewest, plan.lenient, failure));
         }
-        let owed: Vec<Checksum> = batch
-            .iter()
-            .zip(&made)
-            .filter(|(_, made)| **made < plan.redundancy)
-            .map(|((sum, _), _)| *sum)
-            .collect();
+        let changed = !self.is_in_force(&plan);
+        let lacks = |made: usize, sum: &Checksum| {
+            // What stands where its removal could not reach it is not to be removed any more.
+            changed || made < plan.redundancy || self.debt.is_removal(sum)
+        };
+        let owed = batch.iter().zip(&made).filter(|((sum, _), made)| lacks(**made, sum));
+        let owed: Vec<Checksum> = owed.map(|((sum, _), _)| *sum).collect();
         self.debt.add(&owed)
     }
 
     fn put_copy(&self, sum: &Checksum, blob: &Blob) -> Result<()> {
         let plan = self.plan();
-        let mut made = 0;
-        let mut failure = None;
-        for i in plan.choice.to_write(&plan.shards) {
+        let stands: Vec<usize> = plan.copies(sum).into_iter().map(|(i, _)| i).collect();
+        let mut order = plan.choice.to_write(&plan.shards);
+        // The copies that stand are replaced: one may be bad, and another beside them would be one too many.
+        order.sort_by_key(|i| !stands.contains(i));
+        let (mut written, mut failure) = (Vec::with_capacity(plan.redundancy), None);
+        for i in order {
+            if written.len() == plan.redundancy {
+                break;
+            }
             let Some(provider) = plan.shards[i].writable() else { continue };
             match provider.put_copy(sum, blob) {
-                Ok(()) => made += 1,
+                Ok(()) => written.push(i),
                 Err(error @ Error::Altered(_)) => return Err(error),
                 Err(error) => {
                     plan.shards[i].write_failed(&error);
                     failure = Some(error);
                 }
             }
-            if made == plan.redundancy {
-                return Ok(());
-            }
         }
-        if made < plan.lenient {
-            return Err(too_few(made, plan.lenient, failure));
+        if written.len() < plan.lenient {
+            return Err(too_few(written.len(), plan.lenient, failure));
+        }
+        // One that stands and could not be replaced is read, and may be too many.
+        let whole = written.len() == plan.redundancy && stands.iter().all(|i| written.contains(i));
+        if whole && self.is_in_force(&plan) && !self.debt.is_removal(sum) {
+            return Ok(());
         }
         self.debt.add(&[*sum])
     }
@@ -292,7 +323,7 @@ impl Provider for Sharding {
     fn detach(&self, sum: &Checksum, name: StagingName, file: FileId) -> Result<()> {
         let plan = self.plan();
         let is_here = |provider: &dyn Provider| {
-            let here = provider.staging(name)?.holds(name)? || provider.open_copy(sum, file)?.is_some();
+            let here = provider.holds_staging(name)?.is_some() || provider.open_copy(sum, file)?.is_some();
             Ok(here.then_some(()))
         };
         let holder = |i: &usize| plan.ask(*i, is_here).flatten().is_some();
@@ -303,20 +334,17 @@ impl Provider for Sharding {
     }
 
     fn remove(&self, sum: &Checksum) -> Result<bool> {
-        let plan = self.plan();
-        let mut removed = false;
-        for (i, _) in plan.copies(sum) {
-            if let Some(provider) = plan.shards[i].get() {
-                removed |= provider.remove(sum)?;
-            }
+        let (removed, left) = self.plan().remove(sum);
+        // A shard that is away or takes no change for now must not keep others from giving space back.
+        match left {
+            true => self.debt.add_removals(&[*sum])?,
+            false => self.debt.settle(sum)?,
         }
-        self.debt.settle(sum)?;
-        Ok(removed)
+        Ok(removed || left)
     }
 
     fn force_removed(&self, sums: &[Checksum]) -> Result<()> {
-        let plan = self.plan();
-        plan.shards.iter().filter_map(Shard::get).try_for_each(|provider| provider.force_removed(sums))
+        if self.plan().force_removed(sums) { Ok(()) } else { self.debt.add_removals(sums) }
     }
 
     fn list(&self, after: Option<&Checksum>, visit: &mut Visit<'_>) -> Result<()> {
@@ -359,7 +387,7 @@ impl Provider for Sharding {
             reflink: children.iter().all(|child| child.reflink),
             space: (!known.is_empty()).then_some(space),
             health: failing.map_or(Health::Up, Health::Failing),
-            owed: self.debt.len() as u64,
+            owed: self.debt.lacking() as u64,
             cache: None,
             queue: None,
             children,

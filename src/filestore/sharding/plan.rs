@@ -9,9 +9,10 @@ use super::super::blob::Blob;
 use super::super::error::{Error, Result};
 use super::super::provider::{Offer, Provider};
 use super::choice::Choice;
-use super::hints::Hints;
+use super::hints::{self, Hints};
 use super::shard::Shard;
 use super::{Options, joined, too_few};
+use crate::change::StagingName;
 use crate::checksum::Checksum;
 use crate::sys::file::FileSystemType;
 use crate::sys::lease::is_unused;
@@ -28,6 +29,7 @@ pub struct Plan {
     /// Copies without which a put fails.
     pub lenient: usize,
     hints: Hints,
+    staging_hints: Hints,
 }
 
 impl Plan {
@@ -41,6 +43,7 @@ impl Plan {
             redundancy,
             lenient: lenient.min(redundancy),
             hints: Hints::default(),
+            staging_hints: Hints::default(),
         }
     }
 
@@ -48,7 +51,7 @@ impl Plan {
     pub fn to_read(&self, sum: &Checksum) -> Vec<usize> {
         let mut order = self.choice.to_read(&self.shards);
         // Of several copies each is read in its turn; of a single one it is known where it was.
-        let hint = if self.redundancy == 1 { self.hints.get(sum) } else { None };
+        let hint = if self.redundancy == 1 { self.hints.get(hints::of_blob(sum)) } else { None };
         if let Some(at) = order.iter().position(|i| Some(*i) == hint) {
             order[..=at].rotate_right(1);
         }
@@ -58,8 +61,23 @@ impl Plan {
     /// A blob was found on this shard.
     pub fn found(&self, sum: &Checksum, i: usize) {
         if self.redundancy == 1 {
-            self.hints.set(sum, i);
+            self.hints.set(hints::of_blob(sum), i);
         }
+    }
+
+    /// Numbers of all shards, in the order in which they are asked for this staging file: one that hangs keeps nobody from a
+    /// file that is known to be on another.
+    pub fn to_stage(&self, name: StagingName) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.shards.len()).collect();
+        if let Some(at) = self.staging_hints.get(hints::of_staging(name)).filter(|at| *at < order.len()) {
+            order[..=at].rotate_right(1);
+        }
+        order
+    }
+
+    /// A staging file was found on this shard.
+    pub fn staged(&self, name: StagingName, i: usize) {
+        self.staging_hints.set(hints::of_staging(name), i);
     }
 
     /// One text for each arrangement of blobs on shards: where it is another one, blobs may have to move.
@@ -91,9 +109,19 @@ impl Plan {
         what: &dyn Fn() -> String,
         look: impl Fn(&dyn Provider) -> Result<Option<T>>,
     ) -> Result<Option<T>> {
+        self.first_with(order, what, |_, provider| look(provider))
+    }
+
+    /// The same of a look that is told which shard it is at.
+    pub fn first_with<T>(
+        &self,
+        order: impl IntoIterator<Item = usize>,
+        what: &dyn Fn() -> String,
+        look: impl Fn(usize, &dyn Provider) -> Result<Option<T>>,
+    ) -> Result<Option<T>> {
         let mut failed = None;
         for i in order {
-            match self.try_ask(i, &look) {
+            match self.try_ask(i, |provider| look(i, provider)) {
                 Ok(Some(Some(found))) => return Ok(Some(found)),
                 Ok(Some(None)) => {}
                 // It was not asked, even if it should be back by now.
@@ -177,6 +205,45 @@ impl Plan {
                 tracing::warn!("a copy of blob {sum} stays on shard {}", self.shards[i].dir.display());
             }
         }
+    }
+
+    /// Removes every copy that can be removed now: whether there was one, and whether one may be left.
+    pub fn remove(&self, sum: &Checksum) -> (bool, bool) {
+        let (mut removed, mut left) = (false, false);
+        for i in 0..self.shards.len() {
+            match self.remove_on(i, sum) {
+                Some(there) => removed |= there,
+                None => left = true,
+            }
+        }
+        (removed, left)
+    }
+
+    /// Removes a shard's copy; whether there was one, `None` when that cannot be told or it stays.
+    fn remove_on(&self, i: usize, sum: &Checksum) -> Option<bool> {
+        let provider = self.shards[i].get()?;
+        if self.ask(i, |provider| provider.stat(sum))?.is_none() {
+            return Some(false);
+        }
+        provider.remove(sum).inspect_err(|error| self.shards[i].remove_failed(error)).ok()
+    }
+
+    /// Makes removals durable on every shard; whether all of them are.
+    pub fn force_removed(&self, sums: &[Checksum]) -> bool {
+        let force = |shard: &Shard| {
+            let Some(provider) = shard.get() else { return false };
+            match provider.force_removed(sums) {
+                Ok(()) => true,
+                // In a folder that is gone there is nothing.
+                Err(error) if error.is_absent() => true,
+                Err(error) => {
+                    shard.remove_failed(&error);
+                    false
+                }
+            }
+        };
+        // Each of them is asked, whatever another one says.
+        self.shards.iter().filter(|shard| !force(shard)).count() == 0
     }
 
     /// How many of these shards have copies that count: a drained one's do not.

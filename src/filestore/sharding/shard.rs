@@ -1,17 +1,17 @@
 //! One shard: a provider that may be away for a while.
 
-use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 use super::super::error::{Error, Result};
 use super::super::provider::Provider;
+use super::super::staging::StagingDir;
+use super::taken::{Directory, Taken};
 use super::timed::within;
 use crate::change::MountId;
 use crate::checksum::Checksum;
@@ -45,7 +45,21 @@ struct Disk {
     is_new: AtomicBool,
     /// Counts the threads that are opening it.
     opening: Arc<()>,
+    /// Which directories it and the shards beside it have.
+    taken: OnceLock<Arc<Taken>>,
+    /// Its name there.
+    token: Arc<()>,
     state: Mutex<State>,
+}
+
+impl Disk {
+    /// Takes the directory at this place; one that another shard has is refused.
+    fn take(&self, dir: &Path, place: Option<Place>) -> Result<()> {
+        match (self.taken.get(), place) {
+            (Some(taken), Some(place)) => taken.take(dir, &self.token, place.directory),
+            _ => Ok(()),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -62,15 +76,21 @@ struct State {
 }
 
 /// Which directory a path leads to: another one where a disk is mounted over it.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 struct Place {
-    ino: u64,
+    directory: Directory,
     mount: MountId,
+}
+
+impl PartialEq for Place {
+    fn eq(&self, other: &Place) -> bool {
+        (self.directory.id, self.mount) == (other.directory.id, other.mount)
+    }
 }
 
 impl Place {
     fn of(dir: &Path) -> Option<Place> {
-        Some(Place { ino: fs::metadata(dir).ok()?.ino(), mount: mount_id(dir).ok()? })
+        Some(Place { directory: Directory::of(dir)?, mount: mount_id(dir).ok()? })
     }
 }
 
@@ -83,8 +103,14 @@ impl Shard {
         check_period: Duration,
         opener: Opener,
     ) -> Shard {
-        let disk =
-            Disk { opener, is_new: AtomicBool::new(false), opening: Arc::default(), state: Mutex::default() };
+        let disk = Disk {
+            opener,
+            is_new: AtomicBool::new(false),
+            opening: Arc::default(),
+            taken: OnceLock::new(),
+            token: Arc::default(),
+            state: Mutex::default(),
+        };
         Shard { dir, zone, write_enabled, check_period, disk: Arc::new(disk) }
     }
 
@@ -111,6 +137,16 @@ impl Shard {
         self.disk.is_new.store(true, Ordering::SeqCst);
     }
 
+    /// It is one of several, each of which has a directory of its own.
+    pub fn place_beside(&self, taken: &Arc<Taken>) {
+        self.disk.taken.get_or_init(|| Arc::clone(taken));
+    }
+
+    /// Opens it for the first time; an error of it as well that another shard has its directory.
+    pub fn open(&self) -> Result<Arc<dyn Provider>> {
+        self.try_now()
+    }
+
     /// Its provider, unless it is away. After the check period it is tried again by whoever asks first.
     ///
     /// What was opened once is kept: it remembers which staging files its disk has refused.
@@ -132,7 +168,7 @@ impl Shard {
                 None => state.away = Some((Instant::now(), "it is being opened".into())),
             }
         }
-        self.try_now()
+        self.try_now().ok()
     }
 
     /// As soon as it answers, which may take a while.
@@ -147,21 +183,20 @@ impl Shard {
         }
     }
 
-    fn try_now(&self) -> Option<Arc<dyn Provider>> {
-        match self.try_again() {
-            Ok((provider, place)) => {
-                let mut state = self.disk.state.lock();
-                (state.away, state.late) = (None, false);
-                state.place = place;
-                state.provider = Some(Arc::clone(&provider));
-                Some(provider)
-            }
-            Err(error) => {
-                tracing::warn!("shard {} cannot be used: {}", self.dir.display(), chain(&error));
-                self.set_aside(&error);
-                None
-            }
-        }
+    fn try_now(&self) -> Result<Arc<dyn Provider>> {
+        let tried = self.try_again().and_then(|(provider, place)| {
+            let mut state = self.disk.state.lock();
+            // Whatever happened meanwhile: with the lock held, so that it is no other's as long as it is in use.
+            self.disk.take(&self.dir, place)?;
+            (state.away, state.late) = (None, false);
+            state.place = place;
+            state.provider = Some(Arc::clone(&provider));
+            Ok(provider)
+        });
+        tried.inspect_err(|error| {
+            tracing::warn!("shard {} cannot be used: {}", self.dir.display(), chain(error));
+            self.set_aside(error);
+        })
     }
 
     /// The provider that it has, if it works, or another one where the directory is another one now.
@@ -172,7 +207,7 @@ impl Shard {
         };
         let now = self.within(|dir, _| Ok(Place::of(dir)))?;
         match known {
-            Some(provider) if now == was || now.is_none() || has_staging_files(&*provider) => {
+            Some(provider) if now == was || now.is_none() || self.has_staging_files(&provider) => {
                 match sound(&self.dir, &*provider) {
                     // The server forgot the directory under this descriptor.
                     Err(error) if is_io(&error, ErrorKind::StaleNetworkFileHandle) => self.open_anew(),
@@ -187,8 +222,17 @@ impl Shard {
         }
     }
 
+    /// Whether somebody may still want what is written there. One that cannot even be listed gives nothing out any more.
+    fn has_staging_files(&self, provider: &Arc<dyn Provider>) -> bool {
+        let provider = Arc::clone(provider);
+        let some = |dir: &Arc<StagingDir>| dir.names().is_ok_and(|names| !names.is_empty());
+        self.within(move |_, _| Ok(provider.staging_dirs().iter().any(some))).unwrap_or(false)
+    }
+
     fn open_anew(&self) -> Result<(Arc<dyn Provider>, Option<Place>)> {
         let (opened, place) = self.within(|dir, disk| {
+            // Opening clears away what was half done, which in another shard's directory is being done.
+            disk.take(dir, Place::of(dir))?;
             let opened = (disk.opener)(disk.is_new.load(Ordering::SeqCst))?;
             sound(dir, &*opened)?;
             // It may have been made just now.
@@ -229,14 +273,28 @@ impl Shard {
 
     /// Sets it aside if this is an error of the shard, and not of what was asked for.
     pub fn read_failed(&self, error: &Error) {
-        if is_of_the_disk(error) {
-            tracing::warn!("shard {} is set aside: {}", self.dir.display(), chain(error));
-            self.set_aside(error);
+        if !is_of_the_disk(error) {
+            return;
         }
+        // One file that cannot be opened says nothing of the others: whoever reads it must not take them away.
+        if !is_of_the_whole(error) && self.known().is_some_and(|known| sound(&self.dir, &*known).is_ok()) {
+            return;
+        }
+        tracing::warn!("shard {} is set aside: {}", self.dir.display(), chain(error));
+        self.set_aside(error);
+    }
+
+    /// Whether it works, as far as is known.
+    pub fn is_there(&self) -> bool {
+        let state = self.disk.state.lock();
+        state.away.is_none() && state.provider.is_some()
     }
 
     fn set_aside(&self, error: &Error) {
         let mut state = self.disk.state.lock();
+        if let Some(taken) = self.disk.taken.get() {
+            taken.leave(&self.disk.token);
+        }
         state.away = Some((Instant::now(), chain(error)));
         state.late = is_io(error, ErrorKind::TimedOut);
     }
@@ -258,6 +316,17 @@ impl Shard {
         }
     }
 
+    /// It did not remove a blob: likewise, unless that is the fault of the one file.
+    pub fn remove_failed(&self, error: &Error) {
+        let kind = |kind| is_io(error, kind);
+        if kind(ErrorKind::TimedOut) {
+            return self.read_failed(error);
+        }
+        if !kind(ErrorKind::PermissionDenied) && !kind(ErrorKind::IsADirectory) {
+            self.write_failed(error);
+        }
+    }
+
     /// Why it does not work, as far as is known.
     pub fn trouble(&self) -> Option<String> {
         let state = self.disk.state.lock();
@@ -274,12 +343,6 @@ impl std::fmt::Debug for Shard {
     }
 }
 
-/// Whether somebody may still want what is written there.
-fn has_staging_files(provider: &dyn Provider) -> bool {
-    // One that cannot even be listed gives nothing out any more.
-    provider.staging_dirs().iter().any(|dir| dir.names().is_ok_and(|names| !names.is_empty()))
-}
-
 fn is_io(error: &Error, kind: ErrorKind) -> bool {
     matches!(error, Error::Io { source, .. } if source.kind() == kind)
 }
@@ -293,6 +356,16 @@ fn sound(dir: &Path, provider: &dyn Provider) -> Result<()> {
             why: "its blobs are gone, even the one of no bytes (was it emptied, or its disk unmounted?)"
                 .into(),
         }),
+    }
+}
+
+/// Whether an error of the shard is one of all of it: it does not answer, or its directory is another one.
+fn is_of_the_whole(error: &Error) -> bool {
+    match error {
+        Error::Io { source, .. } => {
+            matches!(source.kind(), ErrorKind::TimedOut | ErrorKind::StaleNetworkFileHandle)
+        }
+        _ => true,
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use parking_lot::Condvar;
 
 use super::super::laws::{bytes_of, fresh_name, hold_for, open, put, staged, sum_of};
 use super::super::{FileSystem, Options as FileOptions};
@@ -10,15 +12,44 @@ use super::*;
 
 const ID: [u8; 16] = [7; 16];
 
+/// Holds up calls that change something while it is closed.
+#[derive(Debug, Default)]
+struct Gate {
+    /// Whether it is closed, and how many calls it holds up.
+    state: Mutex<(bool, usize)>,
+    changed: Condvar,
+}
+
+impl Gate {
+    fn set_closed(&self, closed: bool) {
+        self.state.lock().0 = closed;
+        self.changed.notify_all();
+    }
+
+    fn pass(&self) {
+        let mut state = self.state.lock();
+        state.1 += 1;
+        self.changed.notify_all();
+        self.changed.wait_while(&mut state, |(closed, _)| *closed);
+        state.1 -= 1;
+    }
+}
+
 /// A provider whose disk breaks when it is told to.
 #[derive(Debug)]
 struct Breakable {
     inner: FileSystem,
     reads: AtomicBool,
     writes: AtomicBool,
+    gate: Gate,
 }
 
 impl Breakable {
+    fn over(inner: FileSystem) -> Arc<Breakable> {
+        let (reads, writes) = (AtomicBool::new(false), AtomicBool::new(false));
+        Arc::new(Breakable { inner, reads, writes, gate: Gate::default() })
+    }
+
     fn check(&self, broken: &AtomicBool) -> Result<()> {
         if broken.load(Ordering::SeqCst) {
             let source = io::Error::from_raw_os_error(libc::EIO);
@@ -53,12 +84,19 @@ impl Provider for Breakable {
         self.inner.staging_dirs()
     }
     fn put(&self, batch: &[(Checksum, Offer)]) -> Result<()> {
+        self.gate.pass();
         self.check(&self.writes)?;
         self.inner.put(batch)
     }
     fn put_copy(&self, sum: &Checksum, blob: &Blob) -> Result<()> {
+        self.gate.pass();
         self.check(&self.writes)?;
         self.inner.put_copy(sum, blob)
+    }
+    fn holds_staging(&self, name: StagingName) -> Result<Option<Arc<StagingDir>>> {
+        self.gate.pass();
+        self.check(&self.reads)?;
+        self.inner.holds_staging(name)
     }
     fn detach(&self, sum: &Checksum, name: StagingName, file: FileId) -> Result<()> {
         self.check(&self.writes)?;
@@ -108,7 +146,7 @@ impl Fixture {
         let disk = |i: usize| {
             FileSystem::create(&at(i), ID, &FileOptions::default()).unwrap();
             let inner = FileSystem::open(&at(i), ID, &FileOptions::default()).unwrap();
-            Arc::new(Breakable { inner, reads: AtomicBool::new(false), writes: AtomicBool::new(false) })
+            Breakable::over(inner)
         };
         let disks: Vec<Arc<Breakable>> = (0..plan.shards).map(disk).collect();
         let shard = |(i, disk): (usize, &Arc<Breakable>)| {
@@ -393,4 +431,150 @@ fn the_nearest_zone_is_read_and_written_first() {
     }
 }
 
+fn three_of(redundancy: usize) -> Fixture {
+    Fixture::new(Plan { shards: 3, redundancy, lenient_limit: 1, drained: None })
+}
+
+fn held(bytes: &[u8]) -> Blob {
+    Blob::Remote(Box::new(super::super::laws::Held(bytes.to_vec())))
+}
+
+/// What is put in the place of a copy that is bad: not beside it.
+#[test]
+fn a_copy_that_is_put_again_replaces_those_that_stand() {
+    for _ in 0..3 {
+        let fixture = three_of(1);
+        let sum = put(&fixture.sharding, b"good bytes");
+        let holder = fixture.holders(&sum)[0];
+        for _ in 0..3 {
+            fixture.spoil(holder, &sum, b"evil bytes");
+            fixture.sharding.put_copy(&sum, &held(b"good bytes")).unwrap();
+            assert_eq!(fixture.holders(&sum), [holder]);
+            assert_eq!(std::fs::read(fixture.path(holder, &sum)).unwrap(), b"good bytes");
+        }
+        assert_eq!(fixture.sharding.owed(None, 9), []);
+        // Where it cannot be replaced it is owed, and is no copy for long.
+        fixture.spoil(holder, &sum, b"evil bytes");
+        fixture.disks[holder].writes.store(true, Ordering::SeqCst);
+        fixture.sharding.put_copy(&sum, &held(b"good bytes")).unwrap();
+        assert_eq!(fixture.sharding.owed(None, 9), [sum]);
+        fixture.break_disk(holder, false);
+        fixture.sharding.mend(&sum).unwrap();
+        let left = fixture.holders(&sum);
+        assert_eq!((left.len(), fixture.sharding.owed(None, 9)), (1, Vec::new()));
+        assert_eq!(std::fs::read(fixture.path(left[0], &sum)).unwrap(), b"good bytes");
+    }
+}
+
+/// More copies are wanted while a put is under way, which may be committed behind the back of a balance.
+#[test]
+fn a_put_that_began_with_another_plan_is_looked_at_again() {
+    for copied in [false, true] {
+        let fixture = three_of(1);
+        let fresh = staged(&fixture.sharding, b"some bytes");
+        fixture.disks.iter().for_each(|disk| disk.gate.set_closed(true));
+        std::thread::scope(|scope| {
+            let putting = scope.spawn(|| match copied {
+                false => fixture.sharding.put(std::slice::from_ref(&fresh)),
+                true => fixture.sharding.put_copy(&fresh.0, &held(b"some bytes")),
+            });
+            let until = Instant::now() + Duration::from_secs(20);
+            while fixture.disks.iter().all(|disk| disk.gate.state.lock().1 == 0) {
+                assert!(Instant::now() < until);
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let plan = fixture.sharding.plan();
+            let shards = plan.shards.iter().map(|shard| shard.configured_as(shard)).collect();
+            let options = Options { redundancy: 2, lenient_limit: 1, choice: plan.choice.again() };
+            fixture.sharding.set_plan(plan::Plan::new(shards, options));
+            fixture.disks.iter().for_each(|disk| disk.gate.set_closed(false));
+            putting.join().unwrap().unwrap();
+        });
+        assert_eq!(fixture.sharding.owed(None, 9), [fresh.0]);
+        fixture.sharding.mend(&fresh.0).unwrap();
+        assert_eq!(fixture.holders(&fresh.0).len(), 2);
+    }
+}
+
+#[test]
+fn what_cannot_be_removed_now_is_removed_later() {
+    let fixture = three_of(1);
+    let sum = put(&fixture.sharding, b"dead");
+    let holder = fixture.holders(&sum)[0];
+    // Read-only, then away: neither is an error, and neither is forgotten.
+    fixture.disks[holder].writes.store(true, Ordering::SeqCst);
+    assert!(fixture.sharding.remove(&sum).unwrap());
+    fixture.sharding.force_removed(&[sum]).unwrap();
+    assert!(fixture.sharding.owes_removal(&sum) && fixture.sharding.status().owed == 0);
+    fixture.break_disk(holder, true);
+    assert!(fixture.sharding.remove(&sum).unwrap());
+    fixture.sharding.remove_left(&sum).unwrap();
+    let fixture = fixture.reopened(Plan { shards: 3, redundancy: 1, lenient_limit: 1, drained: None });
+    assert_eq!(fixture.sharding.owed(None, 9), [sum], "over a restart");
+    assert_eq!(fixture.holders(&sum), [holder]);
+    fixture.sharding.remove_left(&sum).unwrap();
+    assert_eq!((fixture.holders(&sum), fixture.sharding.owed(None, 9)), (Vec::new(), Vec::new()));
+}
+
+/// What is put again is nobody's to remove.
+#[test]
+fn a_removal_that_is_owed_ends_with_the_next_put() {
+    let fixture = three_of(1);
+    for copied in [false, true] {
+        let sum = put(&fixture.sharding, b"dead, and alive again");
+        let holder = fixture.holders(&sum)[0];
+        fixture.disks[holder].writes.store(true, Ordering::SeqCst);
+        fixture.sharding.remove(&sum).unwrap();
+        fixture.spoil(holder, &sum, b"DEAD, and alive again");
+        match copied {
+            false => {
+                let fresh = staged(&fixture.sharding, b"dead, and alive again");
+                // One that meets the shard which takes nothing is done again.
+                while fixture.sharding.put(std::slice::from_ref(&fresh)).is_err() {}
+            }
+            true => fixture.sharding.put_copy(&sum, &held(b"dead, and alive again")).unwrap(),
+        }
+        assert!(!fixture.sharding.owes_removal(&sum));
+        assert_eq!(fixture.holders(&sum).len(), 2, "what is left there is no copy");
+        fixture.break_disk(holder, false);
+        fixture.sharding.remove_left(&sum).unwrap();
+        fixture.sharding.mend(&sum).unwrap();
+        assert_eq!((fixture.holders(&sum).len(), fixture.sharding.owed(None, 9)), (1, Vec::new()));
+        fixture.sharding.remove(&sum).unwrap();
+    }
+}
+
+/// Something else in the place of a blob's file, that cannot be opened as one.
+#[test]
+fn one_odd_file_takes_no_shard_away() {
+    let fixture = three_of(1);
+    let sums: Vec<Checksum> = (0..9).map(|i| put(&fixture.sharding, &[i; 50])).collect();
+    let holder = fixture.holders(&sums[0])[0];
+    std::fs::remove_file(fixture.path(holder, &sums[0])).unwrap();
+    std::os::unix::fs::symlink("/dev/null", fixture.path(holder, &sums[0])).unwrap();
+    for _ in 0..3 {
+        assert!(matches!(fixture.sharding.open(&sums[0], None), Err(Error::Io { .. })));
+        assert_eq!(fixture.sharding.status().health, Health::Up);
+        sums[1..]
+            .iter()
+            .for_each(|sum| assert_eq!(bytes_of(&open(&fixture.sharding, sum).unwrap()).len(), 50));
+    }
+}
+
+/// The same where there is another copy, which is read, and of which a new one is made.
+#[test]
+fn one_odd_file_is_made_anew() {
+    let fixture = Fixture::new(Plan { shards: 2, ..TWO_OF_THREE });
+    let sum = put(&fixture.sharding, b"good bytes");
+    std::fs::remove_file(fixture.path(0, &sum)).unwrap();
+    std::fs::create_dir(fixture.path(0, &sum)).unwrap();
+    for _ in 0..2 {
+        assert_eq!(bytes_of(&open(&fixture.sharding, &sum).unwrap()), b"good bytes");
+    }
+    assert_eq!(fixture.sharding.owed(None, 9), [sum]);
+    assert_eq!(fixture.sharding.status().health, Health::Up);
+}
+
+mod hangs;
 mod live;
+mod twins;

@@ -1,19 +1,22 @@
 //! A shard on a network or FUSE file system, which may not answer for a long time: no call waits longer than a deadline.
 //!
 //! Each call has a thread of its own, which is left to itself when its time is over; some such threads, and further calls
-//! fail at once. On a local disk there is nothing of this: its calls are made directly.
+//! fail at once. A change that was given up may still be made when the server answers again: until its thread has ended, no
+//! other change is begun, so that no two of them work on one file. On a local disk there is nothing of this: its calls are
+//! made directly.
 
 use std::io;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Weak, mpsc};
 use std::thread::Builder;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 use super::super::blob::{Blob, BlobFile, FileId, Remote};
 use super::super::error::{Doing, Error, Result};
-use super::super::provider::{Found, Health, Offer, Provider, ProviderStatus, Visit};
+use super::super::provider::{Found, Health, Listed, Offer, Provider, ProviderStatus, Visit};
 use super::super::staging::StagingDir;
 use crate::change::StagingName;
 use crate::checksum::Checksum;
@@ -25,6 +28,8 @@ const STATUS_LONGEST: Duration = Duration::from_millis(400);
 /// The same for writing a batch, beside the time that its bytes take on a slow line.
 const WRITE_LONGEST: Duration = Duration::from_secs(60);
 const BYTES_PER_SECOND_MIN: u64 = 1 << 20;
+/// Blobs listed by one call.
+const PAGE: usize = 1000;
 /// Calls that are waited for, or were.
 const UNDER_WAY_MAX: usize = 64;
 
@@ -35,26 +40,50 @@ pub fn within<T: Send + 'static>(
     longest: Duration,
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    let late = || Err(io::Error::from(io::ErrorKind::TimedOut)).doing("wait for an answer of", dir);
-    if Arc::strong_count(under_way) > UNDER_WAY_MAX {
-        return late();
-    }
     let (tell, told) = mpsc::sync_channel(1);
+    // Nobody may wait for it any more.
+    on_thread(dir, under_way, work, move |done| drop(tell.send(done)))?;
+    heard(dir, told.recv_timeout(longest))?
+}
+
+/// The same for whoever takes stock.
+pub fn within_a_moment<T: Send + 'static>(
+    dir: &Path,
+    under_way: &Arc<()>,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    within(dir, under_way, STATUS_LONGEST, work)
+}
+
+/// Does something on a thread of its own and tells what came of it, unless too many such threads are under way.
+fn on_thread<T: Send + 'static>(
+    dir: &Path,
+    under_way: &Arc<()>,
+    work: impl FnOnce() -> T + Send + 'static,
+    tell: impl FnOnce(T) + Send + 'static,
+) -> Result<()> {
+    if Arc::strong_count(under_way) > UNDER_WAY_MAX {
+        return Err(late(dir));
+    }
     let counted = Arc::clone(under_way);
     let thread = Builder::new().name("shard".into()).spawn(move || {
         let done = work();
         drop(counted);
-        // Nobody may wait for it any more.
-        let _ = tell.send(done);
+        tell(done);
     });
-    thread.doing("start a thread for", dir)?;
-    match told.recv_timeout(longest) {
-        Ok(done) => done,
-        Err(mpsc::RecvTimeoutError::Timeout) => late(),
-        Err(error @ mpsc::RecvTimeoutError::Disconnected) => {
-            Err(io::Error::other(error)).doing("get an answer of", dir)
-        }
-    }
+    thread.doing("start a thread for", dir).map(drop)
+}
+
+fn heard<T>(dir: &Path, told: std::result::Result<T, mpsc::RecvTimeoutError>) -> Result<T> {
+    told.or_else(|error| match error {
+        mpsc::RecvTimeoutError::Timeout => Err(late(dir)),
+        mpsc::RecvTimeoutError::Disconnected => Err(io::Error::other(error)).doing("get an answer of", dir),
+    })
+}
+
+fn late(dir: &Path) -> Error {
+    let (doing, path) = ("wait for an answer of", dir.to_owned());
+    Error::Io { doing, path, source: io::ErrorKind::TimedOut.into() }
 }
 
 /// See above.
@@ -63,6 +92,11 @@ pub struct Timed {
     dir: PathBuf,
     inner: Arc<dyn Provider>,
     under_way: Arc<()>,
+    /// Changes that were given up, each as long as its thread works on it.
+    given_up: Mutex<Vec<Weak<()>>>,
+    /// How long a look is waited for, and a change beside the time for its bytes.
+    look_longest: Duration,
+    write_longest: Duration,
     /// What it told last.
     status: Mutex<ProviderStatus>,
 }
@@ -71,7 +105,108 @@ impl Timed {
     /// A provider of this directory, whose calls may hang.
     pub fn over(dir: PathBuf, inner: Arc<dyn Provider>) -> Timed {
         let status = Mutex::new(inner.status());
-        Timed { dir, inner, under_way: Arc::default(), status }
+        Timed {
+            dir,
+            inner,
+            under_way: Arc::default(),
+            given_up: Mutex::default(),
+            look_longest: LOOK_LONGEST,
+            write_longest: WRITE_LONGEST,
+            status,
+        }
+    }
+
+    /// The same with less patience.
+    #[cfg(test)]
+    pub fn with_patience(self, longest: Duration) -> Timed {
+        Timed { look_longest: longest, write_longest: longest, ..self }
+    }
+
+    /// Asks for something that changes nothing.
+    fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&dyn Provider) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.ask(self.look_longest, look)
+    }
+
+    /// Asks for a change, which is noted as long as it goes on after it was given up.
+    fn change<T: Send + 'static>(
+        &self,
+        longest: Duration,
+        work: impl FnOnce(&dyn Provider) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let going_on = self.begin_change()?;
+        let held = Arc::clone(&going_on);
+        let done = self.ask(longest, move |inner| {
+            let done = work(inner);
+            drop(held);
+            done
+        });
+        self.end_change(&going_on);
+        done
+    }
+
+    fn begin_change(&self) -> Result<Arc<()>> {
+        let mut given_up = self.given_up.lock();
+        given_up.retain(|change| change.strong_count() > 0);
+        match given_up.is_empty() {
+            true => Ok(Arc::default()),
+            false => Err(io::Error::from(io::ErrorKind::ResourceBusy)).doing(
+                "change anything before the end of a change that did not answer in time in",
+                &self.dir,
+            ),
+        }
+    }
+
+    fn end_change(&self, going_on: &Arc<()>) {
+        if Arc::strong_count(going_on) > 1 {
+            self.given_up.lock().push(Arc::downgrade(going_on));
+        }
+    }
+
+    /// How long a change of so many bytes is waited for.
+    fn longest_for(&self, bytes: u64) -> Duration {
+        self.write_longest + Duration::from_secs(bytes / BYTES_PER_SECOND_MIN)
+    }
+
+    /// A change that takes the bytes of a blob, which stays here and is read for it piece by piece.
+    fn copy(
+        &self,
+        sum: &Checksum,
+        blob: &Blob,
+        copy: fn(&dyn Provider, &Checksum, &Blob) -> Result<()>,
+    ) -> Result<()> {
+        let until = Instant::now() + self.longest_for(blob.size());
+        let going_on = self.begin_change()?;
+        let (tell, told) = mpsc::channel();
+        let handed = Blob::Remote(Box::new(Handed { size: blob.size(), tell: tell.clone() }));
+        let (inner, sum, held) = (Arc::clone(&self.inner), *sum, Arc::clone(&going_on));
+        let work = move || {
+            let done = copy(&*inner, &sum, &handed);
+            drop((handed, held));
+            done
+        };
+        let done = on_thread(&self.dir, &self.under_way, work, move |done| drop(tell.send(Told::Done(done))))
+            .and_then(|()| self.serve(blob, &told, until));
+        self.end_change(&going_on);
+        done
+    }
+
+    /// Reads for the other thread what it wants, until it is done.
+    fn serve(&self, blob: &Blob, told: &mpsc::Receiver<Told>, until: Instant) -> Result<()> {
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match heard(&self.dir, told.recv_timeout(left))? {
+                Told::Done(done) => return done,
+                Told::Wants { offset, length, answer } => {
+                    let mut bytes = vec![0; length];
+                    let read = blob.read_at(&mut bytes, offset).map(|read| bytes.truncate(read));
+                    // It waits for nothing else.
+                    let _ = answer.send(read.map(|()| bytes));
+                }
+            }
+        }
     }
 
     fn ask<T: Send + 'static>(
@@ -87,7 +222,7 @@ impl Timed {
 impl Provider for Timed {
     fn open(&self, sum: &Checksum, size: Option<u64>) -> Result<Option<Blob>> {
         let sum = *sum;
-        let blob = self.ask(LOOK_LONGEST, move |inner| inner.open(&sum, size))?;
+        let blob = self.look(move |inner| inner.open(&sum, size))?;
         let Some(blob) = blob else { return Ok(None) };
         let (dir, under_way) = (self.dir.clone(), Arc::clone(&self.under_way));
         Ok(Some(Blob::Remote(Box::new(TimedBlob { dir, under_way, blob: Arc::new(blob) }))))
@@ -95,7 +230,7 @@ impl Provider for Timed {
 
     fn stat(&self, sum: &Checksum) -> Result<Option<u64>> {
         let sum = *sum;
-        self.ask(LOOK_LONGEST, move |inner| inner.stat(&sum))
+        self.look(move |inner| inner.stat(&sum))
     }
 
     fn open_copy(&self, _sum: &Checksum, _file: FileId) -> Result<Option<BlobFile>> {
@@ -105,7 +240,7 @@ impl Provider for Timed {
 
     fn locate(&self, sum: &Checksum) -> Result<Vec<Found>> {
         let sum = *sum;
-        self.ask(LOOK_LONGEST, move |inner| inner.locate(&sum))
+        self.look(move |inner| inner.locate(&sum))
     }
 
     fn stage(&self) -> Result<Arc<StagingDir>> {
@@ -116,50 +251,72 @@ impl Provider for Timed {
         self.inner.staging(name)
     }
 
+    fn holds_staging(&self, name: StagingName) -> Result<Option<Arc<StagingDir>>> {
+        self.look(move |inner| inner.holds_staging(name))
+    }
+
     fn staging_dirs(&self) -> Vec<Arc<StagingDir>> {
         self.inner.staging_dirs()
     }
 
     fn put(&self, batch: &[(Checksum, Offer)]) -> Result<()> {
         let bytes: u64 = batch.iter().map(|(_, offer)| offer.size).sum();
-        let longest = WRITE_LONGEST + Duration::from_secs(bytes / BYTES_PER_SECOND_MIN);
         let batch = batch.to_vec();
-        self.ask(longest, move |inner| inner.put(&batch))
+        self.change(self.longest_for(bytes), move |inner| inner.put(&batch))
     }
 
     fn put_copy(&self, sum: &Checksum, blob: &Blob) -> Result<()> {
-        self.inner.put_copy(sum, blob)
+        self.copy(sum, blob, |inner, sum, blob| inner.put_copy(sum, blob))
     }
 
     fn prepare_copy(&self, sum: &Checksum, blob: &Blob) -> Result<()> {
-        self.inner.prepare_copy(sum, blob)
+        self.copy(sum, blob, |inner, sum, blob| inner.prepare_copy(sum, blob))
     }
 
     fn forget_copy(&self, sum: &Checksum) -> Result<()> {
         let sum = *sum;
-        self.ask(LOOK_LONGEST, move |inner| inner.forget_copy(&sum))
+        self.change(self.look_longest, move |inner| inner.forget_copy(&sum))
     }
 
     fn detach(&self, sum: &Checksum, name: StagingName, file: FileId) -> Result<()> {
         let sum = *sum;
-        self.ask(WRITE_LONGEST, move |inner| match inner.staging(name)?.holds(name)? {
-            true => inner.detach(&sum, name, file),
-            false => Err(Error::NotLocal(sum)),
+        self.change(self.write_longest, move |inner| match inner.holds_staging(name)? {
+            Some(_) => inner.detach(&sum, name, file),
+            None => Err(Error::NotLocal(sum)),
         })
     }
 
     fn remove(&self, sum: &Checksum) -> Result<bool> {
         let sum = *sum;
-        self.ask(LOOK_LONGEST, move |inner| inner.remove(&sum))
+        self.change(self.look_longest, move |inner| inner.remove(&sum))
     }
 
     fn force_removed(&self, sums: &[Checksum]) -> Result<()> {
         let sums = sums.to_vec();
-        self.ask(WRITE_LONGEST, move |inner| inner.force_removed(&sums))
+        self.ask(self.write_longest, move |inner| inner.force_removed(&sums))
     }
 
     fn list(&self, after: Option<&Checksum>, visit: &mut Visit<'_>) -> Result<()> {
-        self.inner.list(after, visit)
+        let mut after = after.copied();
+        loop {
+            let shown = self.ask(self.write_longest, move |inner| page(inner, after.as_ref()))?;
+            let mut blobs = 0;
+            for one in &shown {
+                let broken = match one {
+                    Shown::Blob { sum, size } => {
+                        (blobs, after) = (blobs + 1, Some(*sum));
+                        visit(Listed::Blob { sum: *sum, size: *size }).is_break()
+                    }
+                    Shown::Stray(path) => visit(Listed::Stray(path)).is_break(),
+                };
+                if broken {
+                    return Ok(());
+                }
+            }
+            if blobs < PAGE {
+                return Ok(());
+            }
+        }
     }
 
     fn status(&self) -> ProviderStatus {
@@ -173,6 +330,56 @@ impl Provider for Timed {
                 ..self.status.lock().clone()
             },
         }
+    }
+}
+
+/// What a listing shows, to keep.
+enum Shown {
+    Blob { sum: Checksum, size: u64 },
+    Stray(PathBuf),
+}
+
+/// The next part of a listing.
+fn page(provider: &dyn Provider, after: Option<&Checksum>) -> Result<Vec<Shown>> {
+    let (mut shown, mut blobs) = (Vec::new(), 0);
+    provider.list(after, &mut |listed| {
+        shown.push(match listed {
+            Listed::Blob { sum, size } => {
+                blobs += 1;
+                Shown::Blob { sum, size }
+            }
+            Listed::Stray(path) => Shown::Stray(path.to_owned()),
+        });
+        if blobs == PAGE { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    Ok(shown)
+}
+
+/// What the thread of a copy says to the one that has the blob.
+enum Told {
+    Wants { offset: u64, length: usize, answer: mpsc::SyncSender<io::Result<Vec<u8>>> },
+    Done(Result<()>),
+}
+
+/// A blob of another thread, which reads it for us as long as it waits for the copy.
+#[derive(Debug)]
+struct Handed {
+    size: u64,
+    tell: mpsc::Sender<Told>,
+}
+
+impl Remote for Handed {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let (answer, answered) = mpsc::sync_channel(1);
+        let wants = Told::Wants { offset, length: buffer.len(), answer };
+        self.tell.send(wants).map_err(|gone| io::Error::other(gone.to_string()))?;
+        let bytes = answered.recv().map_err(io::Error::other)??;
+        buffer[..bytes.len()].copy_from_slice(&bytes);
+        Ok(bytes.len())
     }
 }
 

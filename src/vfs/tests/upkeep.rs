@@ -218,3 +218,33 @@ fn open_tree_recovered(dir: &TempDir) -> Vfs {
     vfs.recover().unwrap();
     vfs
 }
+
+/// One blob cannot be removed: the others are, and it is tried again.
+#[test]
+fn a_blob_that_stays_holds_up_no_other() {
+    let (dir, vfs) = tree(false);
+    let names = ["one", "two", "three", "four"];
+    let files = names.map(|name| closed_file(&vfs, name));
+    assert_eq!(vfs.flush_all(&go_on).unwrap(), 0);
+    let sums = files.map(|ino| vfs.inode(ino).unwrap().checksum.unwrap());
+    let repo = vfs.lookup(ROOT, b"a").unwrap().unwrap().inode.ino;
+    for (ino, name) in files.into_iter().zip(names) {
+        vfs.unlink(repo, name.as_bytes()).unwrap();
+        vfs.forget(ino);
+    }
+    assert_eq!(vfs.reap().unwrap(), 4);
+    let path = |sum: &Checksum| {
+        let name = sum.to_string();
+        dir.path().join("filestore").join(&name[..2]).join(name)
+    };
+    std::fs::remove_file(path(&sums[1])).unwrap();
+    std::fs::create_dir(path(&sums[1])).unwrap();
+    assert!(vfs.reclaim_older_than(Duration::ZERO, &go_on).is_err());
+    for (i, sum) in sums.iter().enumerate() {
+        assert_eq!(path(sum).exists(), i == 1);
+        assert_eq!(vfs.index.blob(sum).unwrap().is_some(), i == 1);
+    }
+    std::fs::remove_dir(path(&sums[1])).unwrap();
+    assert_eq!(vfs.reclaim_older_than(Duration::ZERO, &go_on).unwrap().0, 1);
+    assert!(vfs.index.blob(&sums[1]).unwrap().is_none());
+}
