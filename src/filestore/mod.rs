@@ -23,6 +23,7 @@ mod provider;
 pub mod retry;
 pub mod sharding;
 mod staging;
+mod through;
 mod volume;
 
 use std::collections::BTreeSet;
@@ -51,6 +52,7 @@ use crate::change::{MountId, StagingName};
 use crate::checksum::{Checksum, Digest};
 use error::Doing;
 use latch::Latches;
+use through::{TURN_WAIT_MAX, Turns};
 
 /// How often somebody who waits for the queue looks at it.
 const DRAIN_POLL: Duration = Duration::from_millis(5);
@@ -64,6 +66,8 @@ pub struct Filestore {
     latches: Latches,
     /// One at a time mends a blob; taken before the latch of it.
     mending: Latches,
+    /// Closes that store their files where no queue bounds them; taken before the latch.
+    turns: Turns,
 }
 
 /// What a look at every byte of a blob found.
@@ -120,6 +124,7 @@ impl Filestore {
             parts,
             latches: Latches::default(),
             mending: Latches::default(),
+            turns: Turns::default(),
         }
     }
 
@@ -220,6 +225,10 @@ impl Filestore {
         match &self.parts.queue {
             Some(queue) => queue.put_through(sum, &offer),
             None => {
+                let Some(_turn) = self.turns.take(offer.size, Instant::now() + TURN_WAIT_MAX) else {
+                    let late = Err(io::Error::from(io::ErrorKind::TimedOut));
+                    return late.doing("begin to store", format!("blob {sum} before its close ends"));
+                };
                 let _latch = self.latches.take(*sum);
                 self.provider.put(&[(*sum, offer)])
             }
