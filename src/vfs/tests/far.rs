@@ -1,0 +1,73 @@
+//! A tree whose blobs are far away: what a close was promised, and who waits for a store that does not answer.
+
+use std::thread;
+use std::time::Instant;
+
+use super::upkeep::{ME, WRITE, closed_file};
+use super::*;
+use crate::checksum::Checksum;
+use crate::filestore::{Call, Faulty, FileSystem};
+use crate::vfs::node::CloneOf;
+
+/// Its blobs are files that are asked for like objects, by way of a provider that fails as it is told.
+fn far_tree(durability: Durability) -> (TempDir, Vfs, Arc<Faulty>) {
+    let (dir, vfs) = tree(false);
+    drop(vfs);
+    let index = Index::open(&dir.path().join("index.db")).unwrap();
+    let files = FileSystem::open(&dir.path().join("filestore"), ID, &filestore::Options::default()).unwrap();
+    let faulty = Arc::new(Faulty::over(Arc::new(files), dir.path().join("control"), 1, true));
+    let options = Options { durability, ..options(false) };
+    let vfs = Vfs::new(index, Filestore::over(faulty.clone()), options);
+    (dir, vfs, faulty)
+}
+
+/// An open file with these bytes, written and flushed as by close(2) of a duplicate of its descriptor.
+fn flushed(vfs: &Vfs, name: &str, bytes: &[u8]) -> Ino {
+    let ino = closed_file(vfs, name);
+    let emptied = Access { truncate: true, ..WRITE };
+    vfs.open(&ME, ino, emptied, &register(false)).unwrap();
+    vfs.write(ino, 0, bytes, false).unwrap();
+    vfs.flush(ino).unwrap();
+    ino
+}
+
+fn content(vfs: &Vfs, ino: Ino) -> Vec<u8> {
+    let mut bytes = vec![0; 1 << 20];
+    let read = vfs.read(ino, 0, 0, &mut bytes).unwrap();
+    bytes.truncate(read);
+    bytes
+}
+
+/// Waits until somebody has asked the store for bytes.
+fn await_reads(faulty: &Faulty, more_than: u64) {
+    let start = Instant::now();
+    while faulty.calls(Call::Read) <= more_than {
+        assert!(start.elapsed() < Duration::from_secs(60), "nobody reads");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn what_a_close_was_promised_is_not_reclaimed() {
+    let (dir, vfs, _) = far_tree(Durability::Remote);
+    let first = flushed(&vfs, "first", b"the same content");
+    vfs.release(first, WRITE);
+    assert_eq!(vfs.seal(&[first], &|| true).unwrap(), 1);
+    let sum = vfs.inode(first).unwrap().checksum.unwrap();
+    let repo = vfs.lookup(ROOT, b"a").unwrap().unwrap().inode.ino;
+    vfs.unlink(repo, b"first").unwrap();
+    vfs.forget(first);
+    vfs.reap().unwrap();
+    thread::sleep(Duration::from_millis(2));
+    // Two were promised the same object; one of them is another content by now.
+    let (second, third) =
+        (flushed(&vfs, "second", b"the same content"), flushed(&vfs, "third", b"the same content"));
+    vfs.write(third, 0, b"THE", false).unwrap();
+    vfs.flush(third).unwrap();
+    assert_eq!(vfs.reclaim_older_than(Duration::ZERO, &|| true).unwrap(), (0, 0));
+    assert_eq!(vfs.store.stat_blob(&sum).unwrap(), Some(16));
+    vfs.write(second, 0, b"AND", false).unwrap();
+    vfs.flush(second).unwrap();
+    assert_eq!(vfs.reclaim_older_than(Duration::ZERO, &|| true).unwrap(), (1, 16));
+    verify(&dir, vfs);
+}
