@@ -71,3 +71,23 @@ fn what_a_close_was_promised_is_not_reclaimed() {
     assert_eq!(vfs.reclaim_older_than(Duration::ZERO, &|| true).unwrap(), (1, 16));
     verify(&dir, vfs);
 }
+
+#[test]
+fn an_outage_is_met_once_by_a_batch_of_seals() {
+    let (dir, vfs, faulty) = far_tree(Durability::Fsync);
+    let inos: Vec<Ino> = (0..6).map(|number| closed_file(&vfs, &format!("file{number}"))).collect();
+    faulty.set("put=fail");
+    let error = vfs.seal(&inos, &|| true).unwrap_err();
+    assert!(matches!(error, Error::Store(error) if error.is_transient()));
+    assert_eq!(faulty.calls(Call::Put), 2, "all of them, and one");
+    // At the end of the mount nothing is begun any more.
+    let before_the_put = || faulty.calls(Call::Put) < 3;
+    vfs.seal(&inos, &before_the_put).unwrap_err();
+    assert_eq!(faulty.calls(Call::Put), 3);
+    assert!(inos.iter().all(|ino| vfs.nodes.lock(*ino).staged.as_ref().is_some_and(|s| s.attempts == 2)));
+    // What concerns one of them is not in the way of the others.
+    faulty.set("put=broken*2");
+    vfs.seal(&inos, &|| true).unwrap_err();
+    assert_eq!(inos.iter().filter(|ino| vfs.inode(**ino).unwrap().checksum.is_some()).count(), 5);
+    verify(&dir, vfs);
+}
