@@ -91,3 +91,92 @@ fn an_outage_is_met_once_by_a_batch_of_seals() {
     assert_eq!(inos.iter().filter(|ino| vfs.inode(**ino).unwrap().checksum.is_some()).count(), 5);
     verify(&dir, vfs);
 }
+
+#[test]
+fn a_copy_that_does_not_come_waits_for_no_seal_of_empty_files() {
+    in_time("writing with the latch of no bytes taken".to_owned(), || {
+        let (dir, vfs, _) = far_tree(Durability::Fsync);
+        let ino = closed_file(&vfs, "file");
+        vfs.open(&ME, ino, Access { truncate: true, ..WRITE }, &register(false)).unwrap();
+        {
+            let mut node = vfs.nodes.lock(ino);
+            let file = node.staged.as_ref().unwrap().row.file;
+            node.clone = Some(CloneOf { made: true, ..CloneOf::nothing_yet(file) });
+        }
+        let latch = vfs.store.latch(&Checksum::EMPTY);
+        vfs.write(ino, 0, b"bytes", false).unwrap();
+        drop(latch);
+        assert_eq!(content(&vfs, ino), b"bytes");
+        vfs.release(ino, WRITE);
+        verify(&dir, vfs);
+    });
+}
+
+#[test]
+fn a_copy_is_fetched_before_it_is_written_with_its_node_free() {
+    let (dir, vfs, faulty) = far_tree(Durability::Fsync);
+    let (from, to) = (closed_file(&vfs, "from"), closed_file(&vfs, "to"));
+    vfs.open(&ME, to, Access { truncate: true, ..WRITE }, &register(false)).unwrap();
+    assert!(!vfs.write_waits(to));
+    let place = |ino| Place { ino, offset: 0 };
+    assert_eq!(vfs.copy_range(&ME, place(from), place(to), 1 << 20).unwrap(), 400);
+    assert_eq!(vfs.inode(to).unwrap().checksum, vfs.inode(from).unwrap().checksum, "no byte was moved");
+    assert!(vfs.write_waits(to));
+    let reads = faulty.calls(Call::Read);
+    faulty.set("read=stall");
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| vfs.write(to, 4, b"WRITTEN", false));
+        await_reads(&faulty, reads);
+        assert!(vfs.nodes.try_lock(to).is_some() && !writer.is_finished());
+        faulty.set("");
+        writer.join().unwrap().unwrap();
+    });
+    assert_eq!(&content(&vfs, to)[..12], b"fromWRITTENm");
+    assert!(!vfs.write_waits(to));
+    vfs.release(to, WRITE);
+    verify(&dir, vfs);
+}
+
+#[test]
+fn a_file_whose_bytes_are_here_is_opened_for_writing_whoever_holds_it_for_a_moment() {
+    let (dir, vfs, faulty) = far_tree(Durability::Fsync);
+    let ino = closed_file(&vfs, "file");
+    vfs.seal(&[ino], &|| true).unwrap();
+    vfs.open(&ME, ino, WRITE, &register(false)).unwrap();
+    faulty.set("read=broken\nopen=broken");
+    let node = vfs.nodes.lock(ino);
+    thread::scope(|scope| {
+        let opened = scope.spawn(|| vfs.open(&ME, ino, WRITE, &register(false)).map(drop));
+        thread::sleep(Duration::from_millis(100));
+        let reads = faulty.calls(Call::Read);
+        drop(node);
+        opened.join().unwrap().unwrap();
+        assert_eq!(faulty.calls(Call::Read), reads);
+    });
+    faulty.set("");
+    verify(&dir, vfs);
+}
+
+#[test]
+fn a_writer_waits_for_a_latch_with_his_node_free() {
+    let (dir, vfs, _) = far_tree(Durability::Fsync);
+    let ino = closed_file(&vfs, "file");
+    vfs.seal(&[ino], &|| true).unwrap();
+    let sum = vfs.inode(ino).unwrap().checksum.unwrap();
+    // As if a mapping of it were left.
+    let name = vfs.next_staging().unwrap();
+    vfs.stage_untouched(name).unwrap();
+    let file = vfs.store.stat_staging(name).unwrap().file_id;
+    vfs.store.discard(name).unwrap();
+    vfs.owners.lock().insert(sum, Owner { ino, file, open: false });
+    let latch = vfs.store.latch(&sum);
+    thread::scope(|scope| {
+        let opened = scope.spawn(|| vfs.open(&ME, ino, WRITE, &register(false)).map(drop));
+        thread::sleep(Duration::from_millis(500));
+        assert!(vfs.nodes.try_lock(ino).is_some() && !opened.is_finished());
+        drop(latch);
+        opened.join().unwrap().unwrap();
+    });
+    vfs.release(ino, WRITE);
+    verify(&dir, vfs);
+}
