@@ -111,7 +111,9 @@ pub fn from_versions(store: &Filestore, report: &mut Report) -> Result<bool, Err
         };
         match store.bring_back(sum, *size) {
             Ok(None) => return Ok(false),
-            Ok(Some(true)) => finding.repaired = Some("put back from an earlier version in the bucket".into()),
+            Ok(Some(true)) => {
+                finding.repaired = Some("put back from an earlier version in the bucket".into())
+            }
             Ok(Some(false)) => {}
             // What one of them failed by need not be in the way of the others.
             Err(error) => finding.failed = Some(crate::text::chain(&error)),
@@ -130,7 +132,11 @@ pub fn run(index: &Index, store: &Filestore, repair: bool) -> Result<Report, Err
     let mut report = Report::default();
     for finding in index.check(repair)? {
         let repaired = finding.repaired.then(|| "put right in the index".to_owned());
-        report.findings.push(Finding { problem: Problem::Index(finding.problem.to_string()), repaired, failed: None });
+        report.findings.push(Finding {
+            problem: Problem::Index(finding.problem.to_string()),
+            repaired,
+            failed: None,
+        });
     }
     check_staging(index, store, repair, &mut report)?;
     check_blobs(index, store, repair, &mut report)?;
@@ -170,7 +176,11 @@ fn check_staging(index: &Index, store: &Filestore, repair: bool, report: &mut Re
             failpoint::hit("repair.unstaged");
             repaired = Some("the file is its previous version again".to_owned());
         }
-        report.findings.push(Finding { problem: Problem::MissingStaging { name, path, previous }, repaired, failed: None });
+        report.findings.push(Finding {
+            problem: Problem::MissingStaging { name, path, previous },
+            repaired,
+            failed: None,
+        });
     }
     if repair {
         index.sync()?;
@@ -238,9 +248,11 @@ fn meet(
             }
             *next = known.next()?;
         }
-        _ => {
-            report.findings.push(Finding { problem: Problem::StrayBlob { sum, size: found }, repaired: None, failed: None })
-        }
+        _ => report.findings.push(Finding {
+            problem: Problem::StrayBlob { sum, size: found },
+            repaired: None,
+            failed: None,
+        }),
     }
     Ok(())
 }
@@ -252,7 +264,11 @@ fn lost(index: &Index, sum: Checksum, size: u64, report: &mut Report) -> Result<
         return Ok(());
     }
     let paths = paths(index, &sum)?;
-    report.findings.push(Finding { problem: Problem::Missing { sum, size, paths }, repaired: None, failed: None });
+    report.findings.push(Finding {
+        problem: Problem::Missing { sum, size, paths },
+        repaired: None,
+        failed: None,
+    });
     Ok(())
 }
 
@@ -480,7 +496,10 @@ mod tests {
         let depot = Depot::new();
         let (sum, size) = (depot.stray(b"stray").checksum, 5);
         let report = depot.check(false);
-        assert_eq!(report.findings, [Finding { problem: Problem::StrayBlob { sum, size }, repaired: None, failed: None }]);
+        assert_eq!(
+            report.findings,
+            [Finding { problem: Problem::StrayBlob { sum, size }, repaired: None, failed: None }]
+        );
         assert_eq!(depot.check(true).remaining(), 0);
         assert_eq!(depot.check(false).findings, []);
         let named = depot.index.resolve(format!("lost+found/{sum}").as_bytes()).unwrap().unwrap();
@@ -539,7 +558,10 @@ mod tests {
         depot.index.commit(&[Change::Stage(row(names[0]))]).unwrap();
         let report = depot.check(false);
         assert_eq!(report.unsealed, 1);
-        assert_eq!(report.findings, [Finding { problem: Problem::StrayStaging(names[1]), repaired: None, failed: None }]);
+        assert_eq!(
+            report.findings,
+            [Finding { problem: Problem::StrayStaging(names[1]), repaired: None, failed: None }]
+        );
         depot.store.discard(names[0]).unwrap();
         let report = depot.check(true);
         assert_eq!((report.findings.len(), report.remaining()), (2, 0), "{:?}", report.findings);
@@ -576,8 +598,7 @@ mod tests {
         let parts = Parts { objects: Some(objects.clone()), ..Parts::default() };
         let store = Filestore::of_parts(objects, parts);
         let missing = |n| Problem::Missing { sum: Checksum([n; 20]), size: 3, paths: Vec::new() };
-        let findings =
-            [1, 2].map(|n| Finding { problem: missing(n), repaired: None, failed: None }).to_vec();
+        let findings = [1, 2].map(|n| Finding { problem: missing(n), repaired: None, failed: None }).to_vec();
         let mut report = Report { findings, ..Report::default() };
         assert!(from_versions(&store, &mut report).unwrap());
         assert_eq!(report.remaining(), 2);

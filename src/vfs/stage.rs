@@ -16,8 +16,8 @@ use crate::sys::content as sys;
 use crate::sys::file::copy_range;
 use crate::text;
 use crate::vfs::descriptors::Reader;
-use crate::vfs::open::LATCH_WAIT_MAX;
 use crate::vfs::node::{Held, Locked, Serving, Source, Staged};
+use crate::vfs::open::LATCH_WAIT_MAX;
 use crate::vfs::{Error, GoOn, Result, Vfs};
 
 /// mtime of a staging file that no write touched since the times of its version were set: one second after 1970, which no

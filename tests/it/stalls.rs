@@ -195,8 +195,7 @@ fn a_copy_that_is_written_waits_alone_for_its_bytes() {
         let far = Far::with_files(1);
         let target = far.repo.join("copy");
         let copied = |target: &Path| {
-            let (source, copy) =
-                (File::open(far.repo.join(name(0))).unwrap(), File::create(target).unwrap());
+            let (source, copy) = (File::open(far.repo.join(name(0))).unwrap(), File::create(target).unwrap());
             assert_eq!(sys::copy_range(&source, 0, &copy, 0, usize::MAX >> 1).unwrap(), content(0).len());
             copy
         };

@@ -127,7 +127,9 @@ impl Server {
             breaker: Breaker::default(),
             patience,
             places: Places::new(connections.max(1)),
-            uploads: Places::new((connections - connections / 4).clamp(1, connections.saturating_sub(1).max(1))),
+            uploads: Places::new(
+                (connections - connections / 4).clamp(1, connections.saturating_sub(1).max(1)),
+            ),
             runtime: OnceLock::new(),
         }
     }

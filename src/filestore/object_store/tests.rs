@@ -411,8 +411,7 @@ fn parts_of_an_upload_that_failed_are_thrown_away_though_the_server_counts_as_aw
         Ok(n)
     };
     let sum = sum_of(&bytes);
-    let source =
-        Source { sum, key: store.key(&sum), size: bytes.len() as u64, read: &read, replace: false };
+    let source = Source { sum, key: store.key(&sum), size: bytes.len() as u64, read: &read, replace: false };
     place.proxy.forget();
     let error = in_parts(&store.server, &source, 5 << 20).unwrap_err();
     assert!(error.is_transient(), "{error}");

@@ -127,9 +127,10 @@ fn a_copy_is_fetched_before_it_is_written_with_its_node_free() {
     thread::scope(|scope| {
         let writer = scope.spawn(|| vfs.write(to, 4, b"WRITTEN", false));
         await_reads(&faulty, reads);
-        assert!(vfs.nodes.try_lock(to).is_some() && !writer.is_finished());
+        let waits_alone = vfs.nodes.try_lock(to).is_some() && !writer.is_finished();
         faulty.set("");
         writer.join().unwrap().unwrap();
+        assert!(waits_alone);
     });
     assert_eq!(&content(&vfs, to)[..12], b"fromWRITTENm");
     assert!(!vfs.write_waits(to));
@@ -169,8 +170,8 @@ fn a_writer_waits_for_a_latch_with_his_node_free() {
     let file = vfs.store.stat_staging(name).unwrap().file_id;
     vfs.store.discard(name).unwrap();
     vfs.owners.lock().insert(sum, Owner { ino, file, open: false });
-    let latch = vfs.store.latch(&sum);
     thread::scope(|scope| {
+        let latch = vfs.store.latch(&sum);
         let opened = scope.spawn(|| vfs.open(&ME, ino, WRITE, &register(false)).map(drop));
         thread::sleep(Duration::from_millis(500));
         assert!(vfs.nodes.try_lock(ino).is_some() && !opened.is_finished());
