@@ -399,8 +399,13 @@ fn parts_of_an_upload_that_failed_are_thrown_away_though_the_server_counts_as_aw
     let store = place.store();
     let bytes = noise(12 * MIB);
     let read = |buffer: &mut [u8], offset: u64| {
-        // As after the failures of others.
-        if offset > 0 {
+        // The first part fails, and what others ask for meanwhile.
+        if offset == 0 {
+            place.proxy.fail(503, 1);
+        } else {
+            while store.server.breaker.trouble().is_none() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
             while store.server.breaker.allows().is_ok() {
                 store.server.breaker.failed("busy".into());
             }
