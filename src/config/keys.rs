@@ -395,7 +395,7 @@ pub const DEPOT: &[Key] = &[
         name: "s3-storage-v3.max-connections",
         kind: Kind::Count { min: 1, max: 1000 },
         default: Some("64"),
-        doc: "Requests under way at a time.",
+        doc: "Requests under way at a time; three quarters of them may send bytes.",
     },
     Key {
         name: "s3-storage-v3.connection-timeout",
@@ -407,7 +407,7 @@ pub const DEPOT: &[Key] = &[
         name: "s3-storage-v3.socket-timeout",
         kind: Kind::Duration,
         default: Some("15s"),
-        doc: "Longest wait for an answer and for the next bytes of one; what is sent has a second more for each 256 KiB.",
+        doc: "Longest wait for an answer and for the next bytes of one; each 256 KiB of what is sent or read at the same time have a second more.",
     },
     Key {
         name: "s3-storage-v3.multipart-limit",
@@ -479,7 +479,7 @@ pub const DEPOT: &[Key] = &[
         name: "azure-blob-storage.max-connections",
         kind: Kind::Count { min: 1, max: 1000 },
         default: Some("64"),
-        doc: "Requests under way at a time.",
+        doc: "Requests under way at a time; three quarters of them may send bytes.",
     },
     Key {
         name: "azure-blob-storage.connection-timeout",
@@ -491,7 +491,7 @@ pub const DEPOT: &[Key] = &[
         name: "azure-blob-storage.socket-timeout",
         kind: Kind::Duration,
         default: Some("15s"),
-        doc: "Longest wait for an answer and for the next bytes of one; what is sent has a second more for each 256 KiB.",
+        doc: "Longest wait for an answer and for the next bytes of one; each 256 KiB of what is sent or read at the same time have a second more.",
     },
     Key {
         name: "azure-blob-storage.multipart-limit",
@@ -557,7 +557,7 @@ pub const DEPOT: &[Key] = &[
         name: "google-storage.max-connections",
         kind: Kind::Count { min: 1, max: 1000 },
         default: Some("64"),
-        doc: "Requests under way at a time.",
+        doc: "Requests under way at a time; three quarters of them may send bytes.",
     },
     Key {
         name: "google-storage.connection-timeout",
@@ -569,7 +569,7 @@ pub const DEPOT: &[Key] = &[
         name: "google-storage.socket-timeout",
         kind: Kind::Duration,
         default: Some("15s"),
-        doc: "Longest wait for an answer and for the next bytes of one; what is sent has a second more for each 256 KiB.",
+        doc: "Longest wait for an answer and for the next bytes of one; each 256 KiB of what is sent or read at the same time have a second more.",
     },
     Key {
         name: "google-storage.multipart-limit",

@@ -24,6 +24,7 @@ mod provider;
 pub mod retry;
 pub mod sharding;
 mod staging;
+mod through;
 mod volume;
 
 use std::collections::BTreeSet;
@@ -53,6 +54,7 @@ use crate::change::{MountId, StagingName};
 use crate::checksum::{Checksum, Digest};
 use error::Doing;
 use latch::Latches;
+use through::{TURN_WAIT_MAX, Turns};
 
 /// How often somebody who waits for the queue looks at it.
 const DRAIN_POLL: Duration = Duration::from_millis(5);
@@ -69,6 +71,8 @@ pub struct Filestore {
     mending: Latches,
     /// Counts listings of staging directories that may hang.
     listing: Arc<()>,
+    /// Closes that store their files where no queue bounds them; taken before the latch.
+    turns: Turns,
 }
 
 /// What a look at every byte of a blob found.
@@ -128,6 +132,7 @@ impl Filestore {
             latches: Latches::default(),
             mending: Latches::default(),
             listing: Arc::default(),
+            turns: Turns::default(),
         }
     }
 
@@ -223,6 +228,10 @@ impl Filestore {
         match &self.parts.queue {
             Some(queue) => queue.put_through(sum, &offer),
             None => {
+                let Some(_turn) = self.turns.take(offer.size, Instant::now() + TURN_WAIT_MAX) else {
+                    let late = Err(io::Error::from(io::ErrorKind::TimedOut));
+                    return late.doing("begin to store", format!("blob {sum} before its close ends"));
+                };
                 let _latch = self.latches.take(*sum);
                 self.provider.put(&[(*sum, offer)])
             }

@@ -366,13 +366,21 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let _under_way = begin(Operation::Write, ino);
-        let ino = self.root.ino(ino);
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        match self.vfs.write(ino, offset, data, kill) {
-            Ok(()) => reply.written(data.len() as u32),
-            Err(error) => reply.error(self.failed("write", ino, &error)),
+        let write = move |this: &Adapter, data: &[u8]| {
+            let _under_way = begin(Operation::Write, ino);
+            let ino = this.root.ino(ino);
+            match this.vfs.write(ino, offset, data, kill) {
+                Ok(()) => reply.written(data.len() as u32),
+                Err(error) => reply.error(this.failed("write", ino, &error)),
+            }
+        };
+        if self.far() && self.vfs.write_waits(self.root.ino(ino)) {
+            // The bytes are in a buffer that is wanted for the next request.
+            let data = data.to_vec();
+            return self.answer(true, move |this| write(this, &data));
         }
+        write(self, data);
     }
 
     fn flush(&self, _req: &Request, ino: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {

@@ -27,7 +27,7 @@ pub fn errno(error: &Error) -> Errno {
         Error::BeyondEnd => Errno::ENXIO,
         Error::BadHandle => Errno::EBADF,
         Error::ReadOnly => Errno::EROFS,
-        Error::Failed { .. } | Error::Altered(_) | Error::Swapped(_) => Errno::EIO,
+        Error::Failed { .. } | Error::Altered(_) | Error::Swapped(_) | Error::Latched(_) => Errno::EIO,
         Error::Backlog => Errno::ENOSPC,
         Error::Running => Errno::ETXTBSY,
         Error::Index(error) => index_errno(error),

@@ -80,6 +80,8 @@ pub struct Finding {
     pub problem: Problem,
     /// What was done about it; `None`: it remains.
     pub repaired: Option<String>,
+    /// Why nothing could be done about it, where that was tried and failed.
+    pub failed: Option<String>,
 }
 
 /// What a check saw.
@@ -107,10 +109,14 @@ pub fn from_versions(store: &Filestore, report: &mut Report) -> Result<bool, Err
         else {
             continue;
         };
-        match store.bring_back(sum, *size)? {
-            None => return Ok(false),
-            Some(true) => finding.repaired = Some("put back from an earlier version in the bucket".into()),
-            Some(false) => {}
+        match store.bring_back(sum, *size) {
+            Ok(None) => return Ok(false),
+            Ok(Some(true)) => {
+                finding.repaired = Some("put back from an earlier version in the bucket".into())
+            }
+            Ok(Some(false)) => {}
+            // What one of them failed by need not be in the way of the others.
+            Err(error) => finding.failed = Some(crate::text::chain(&error)),
         }
     }
     Ok(true)
@@ -126,7 +132,11 @@ pub fn run(index: &Index, store: &Filestore, repair: bool) -> Result<Report, Err
     let mut report = Report::default();
     for finding in index.check(repair)? {
         let repaired = finding.repaired.then(|| "put right in the index".to_owned());
-        report.findings.push(Finding { problem: Problem::Index(finding.problem.to_string()), repaired });
+        report.findings.push(Finding {
+            problem: Problem::Index(finding.problem.to_string()),
+            repaired,
+            failed: None,
+        });
     }
     check_staging(index, store, repair, &mut report)?;
     check_blobs(index, store, repair, &mut report)?;
@@ -150,7 +160,7 @@ fn check_staging(index: &Index, store: &Filestore, repair: bool, report: &mut Re
                 .map(|()| Some("removed".to_owned()))?,
             false => None,
         };
-        report.findings.push(Finding { problem: Problem::StrayStaging(name), repaired });
+        report.findings.push(Finding { problem: Problem::StrayStaging(name), repaired, failed: None });
     }
     for (name, row) in rows {
         if row.is_unmade() {
@@ -166,7 +176,11 @@ fn check_staging(index: &Index, store: &Filestore, repair: bool, report: &mut Re
             failpoint::hit("repair.unstaged");
             repaired = Some("the file is its previous version again".to_owned());
         }
-        report.findings.push(Finding { problem: Problem::MissingStaging { name, path, previous }, repaired });
+        report.findings.push(Finding {
+            problem: Problem::MissingStaging { name, path, previous },
+            repaired,
+            failed: None,
+        });
     }
     if repair {
         index.sync()?;
@@ -183,7 +197,7 @@ fn check_blobs(index: &Index, store: &Filestore, repair: bool, report: &mut Repo
         let step = match listed {
             Listed::Stray(path) => {
                 let problem = Problem::StrayFile(path.display().to_string());
-                report.findings.push(Finding { problem, repaired: None });
+                report.findings.push(Finding { problem, repaired: None, failed: None });
                 Ok(())
             }
             Listed::Blob { sum, size } => meet(&mut known, &mut next, sum, size, report),
@@ -230,13 +244,15 @@ fn meet(
             if size != found {
                 let paths = paths(known.index, &sum)?;
                 let problem = Problem::WrongSize { sum, size, found, paths };
-                report.findings.push(Finding { problem, repaired: None });
+                report.findings.push(Finding { problem, repaired: None, failed: None });
             }
             *next = known.next()?;
         }
-        _ => {
-            report.findings.push(Finding { problem: Problem::StrayBlob { sum, size: found }, repaired: None })
-        }
+        _ => report.findings.push(Finding {
+            problem: Problem::StrayBlob { sum, size: found },
+            repaired: None,
+            failed: None,
+        }),
     }
     Ok(())
 }
@@ -248,7 +264,11 @@ fn lost(index: &Index, sum: Checksum, size: u64, report: &mut Report) -> Result<
         return Ok(());
     }
     let paths = paths(index, &sum)?;
-    report.findings.push(Finding { problem: Problem::Missing { sum, size, paths }, repaired: None });
+    report.findings.push(Finding {
+        problem: Problem::Missing { sum, size, paths },
+        repaired: None,
+        failed: None,
+    });
     Ok(())
 }
 
@@ -335,9 +355,10 @@ impl Known<'_> {
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(&self.problem, f)?;
-        match &self.repaired {
-            Some(done) => write!(f, " [repaired: {done}]"),
-            None => Ok(()),
+        match (&self.repaired, &self.failed) {
+            (Some(done), _) => write!(f, " [repaired: {done}]"),
+            (None, Some(why)) => write!(f, " [not repaired: {why}]"),
+            (None, None) => Ok(()),
         }
     }
 }
@@ -378,10 +399,13 @@ fn shown_by(paths: &[String]) -> String {
 mod tests {
     use super::*;
     use crate::change::ROOT;
-    use crate::filestore::{FileSystem, Options, Staged};
+    use crate::config::Secret;
+    use crate::filestore::object_store::{self, ObjectStore, Service};
+    use crate::filestore::{FileSystem, Options, Parts, Staged};
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
     use std::path::PathBuf;
+    use std::sync::Arc;
 
     struct Depot {
         dir: tempfile::TempDir,
@@ -472,7 +496,10 @@ mod tests {
         let depot = Depot::new();
         let (sum, size) = (depot.stray(b"stray").checksum, 5);
         let report = depot.check(false);
-        assert_eq!(report.findings, [Finding { problem: Problem::StrayBlob { sum, size }, repaired: None }]);
+        assert_eq!(
+            report.findings,
+            [Finding { problem: Problem::StrayBlob { sum, size }, repaired: None, failed: None }]
+        );
         assert_eq!(depot.check(true).remaining(), 0);
         assert_eq!(depot.check(false).findings, []);
         let named = depot.index.resolve(format!("lost+found/{sum}").as_bytes()).unwrap().unwrap();
@@ -480,7 +507,7 @@ mod tests {
         fs::write(depot.dir.path().join("filestore/ab/notes"), b"?").unwrap();
         let report = depot.check(true);
         assert!(
-            matches!(&report.findings[..], [Finding { problem: Problem::StrayFile(path), repaired: None }]
+            matches!(&report.findings[..], [Finding { problem: Problem::StrayFile(path), repaired: None, failed: None }]
             if path.ends_with("ab/notes"))
         );
     }
@@ -531,11 +558,53 @@ mod tests {
         depot.index.commit(&[Change::Stage(row(names[0]))]).unwrap();
         let report = depot.check(false);
         assert_eq!(report.unsealed, 1);
-        assert_eq!(report.findings, [Finding { problem: Problem::StrayStaging(names[1]), repaired: None }]);
+        assert_eq!(
+            report.findings,
+            [Finding { problem: Problem::StrayStaging(names[1]), repaired: None, failed: None }]
+        );
         depot.store.discard(names[0]).unwrap();
         let report = depot.check(true);
         assert_eq!((report.findings.len(), report.remaining()), (2, 0), "{:?}", report.findings);
         assert_eq!(depot.check(false).findings, []);
         assert_eq!(depot.index.inode(ino).unwrap().unwrap().checksum, Some(sum));
+    }
+
+    #[test]
+    fn a_blob_that_cannot_be_brought_back_is_told_and_in_nobody_s_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let port =
+            std::net::TcpListener::bind(("127.0.0.1", 0)).and_then(|free| free.local_addr()).unwrap().port();
+        let second = std::time::Duration::from_secs(1);
+        let options = object_store::Options {
+            dir: dir.path().join("state"),
+            service: Service::S3 {
+                region: String::new(),
+                credentials: Some(("someone".into(), Secret::new("guessed"))),
+                path_style: true,
+            },
+            endpoint: Some(format!("http://127.0.0.1:{port}")),
+            bucket: "bucket".into(),
+            path: String::new(),
+            instance_credentials: false,
+            max_connections: 4,
+            connection_timeout: second,
+            socket_timeout: second,
+            multipart_limit: 6 << 20,
+            multipart_element_size: 5 << 20,
+            test_connection: false,
+        };
+        ObjectStore::create(&options, [7; 16]).unwrap();
+        let objects = Arc::new(ObjectStore::open(&options, [7; 16]).unwrap());
+        let parts = Parts { objects: Some(objects.clone()), ..Parts::default() };
+        let store = Filestore::of_parts(objects, parts);
+        let missing = |n| Problem::Missing { sum: Checksum([n; 20]), size: 3, paths: Vec::new() };
+        let findings = [1, 2].map(|n| Finding { problem: missing(n), repaired: None, failed: None }).to_vec();
+        let mut report = Report { findings, ..Report::default() };
+        assert!(from_versions(&store, &mut report).unwrap());
+        assert_eq!(report.remaining(), 2);
+        for finding in &report.findings {
+            let told = finding.to_string();
+            assert!(told.contains("[not repaired: cannot list the versions of s3://bucket"), "{told}");
+        }
     }
 }

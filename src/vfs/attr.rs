@@ -135,7 +135,7 @@ impl Vfs {
             Some(size) => self.prepare(ino, size)?,
             None => Prepared::default(),
         };
-        let done = self.set_attributes_with(caller, ino, set, &mut prepared);
+        let done = self.past_latches(|| self.set_attributes_with(caller, ino, set, &mut prepared));
         self.drop_prepared(prepared);
         done
     }

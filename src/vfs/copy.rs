@@ -112,9 +112,18 @@ impl Vfs {
             return Ok(());
         }
         self.make_staging_of(node)?;
-        // The latch keeps the blob's file from changing hands, and being written, while it is copied.
-        let _latch = self.store.latch(&clone.checksum);
-        let blob = self.store.open_blob(&clone.checksum, clone.size)?;
+        if clone.covered == 0 {
+            // No copy came, so nothing is copied: a seal of empty files may have the latch as long as it stores others.
+            node.clone = None;
+            return Ok(());
+        }
+        let mut blob = self.store.open_blob(&clone.checksum, clone.size)?;
+        // The latch keeps the blob's file from changing hands, and being written, while it is copied. The bytes of what is far
+        // away stay what they are.
+        let latch = blob.local().map(|_| self.store.latch(&clone.checksum));
+        if latch.is_some() {
+            blob = self.store.open_blob(&clone.checksum, clone.size)?;
+        }
         let writer = self.store.open_staging_writer(clone.file)?;
         let what = || Error::io(format!("copy blob {} into staging file {}", clone.checksum, clone.file));
         blob.copy_start(&writer, clone.covered).map_err(what())?;
@@ -159,14 +168,14 @@ impl Vfs {
             return Ok(0);
         }
         let end = to.offset.checked_add(len).ok_or(Error::Invalid("a range beyond what a file can have"))?;
-        let writer = {
+        let writer = self.with_prepared(to.ino, |prepared| {
             let mut node = self.nodes.lock(to.ino);
-            self.make_dirty(&mut node, u64::MAX)?;
+            self.make_dirty_with(&mut node, u64::MAX, prepared)?;
             let staged = node.staged.as_mut().ok_or(Error::Stale(to.ino))?;
             staged.fresh = true;
             // A descriptor of its own: one in the cache would stand in the way of the lease before the seal.
-            self.store.open_staging_writer(staged.row.file)?
-        };
+            Ok(self.store.open_staging_writer(staged.row.file)?)
+        })?;
         let what = || Error::io(format!("copy bytes of inode {} to inode {}", from.ino, to.ino));
         let there = writer.stat().map_err(what())?.size;
         self.with_reader(from.ino, |reader| {

@@ -83,6 +83,9 @@ pub enum Error {
     /// The blob's file was exchanged by hand while it was open.
     #[error("the file of blob {0} was exchanged while it was open: close it everywhere, then write")]
     Swapped(Checksum),
+    /// Somebody works on the blob whose latch is wanted with a file locked: it is tried again with the file free.
+    #[error("blob {0} is being stored, fetched or removed all the time")]
+    Latched(Checksum),
     /// Too much waits to be sealed, and it does not get less.
     #[error("the backlog of unsealed files stays full")]
     Backlog,

@@ -35,7 +35,7 @@ pub(super) const RELEASE_MAX: Duration = Duration::from_millis(50);
 pub(super) const RELEASE_POLL: Duration = Duration::from_micros(200);
 
 /// How long an open waits for somebody else's work on the blob.
-const LATCH_WAIT_MAX: Duration = Duration::from_millis(50);
+pub(super) const LATCH_WAIT_MAX: Duration = Duration::from_millis(50);
 
 /// How often a file is tried to be sealed before it is emptied.
 const SEAL_TRIES: u32 = 3;
@@ -100,7 +100,7 @@ impl Vfs {
             self.wait_for_backlog()?;
         }
         let mut prepared = if changes { self.prepare(ino, access.kept())? } else { Prepared::default() };
-        let opened = self.open_with(caller, ino, access, register, &mut prepared);
+        let opened = self.past_latches(|| self.open_with(caller, ino, access, register, &mut prepared));
         self.drop_prepared(prepared);
         opened
     }

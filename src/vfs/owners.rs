@@ -81,7 +81,7 @@ impl Vfs {
         if owner().is_none() {
             return Ok(None);
         }
-        let latch = self.store.latch(sum);
+        let latch = self.latch_with_node(sum)?;
         let Some(owner) = owner() else { return Ok(None) };
         Ok((!self.blob_is_unused(&latch)?).then_some(owner.file))
     }

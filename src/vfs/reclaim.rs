@@ -1,5 +1,6 @@
 //! Space comes back: blobs that no inode refers to leave the filestore, and then the index; set-aside bytes go after days.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use crate::change::{BlobRow, Change};
@@ -35,9 +36,14 @@ impl Vfs {
             dead.sort_unstable_by_key(|row| row.checksum);
             // A put or a copy of the same content waits for the latch; if it was quicker, the blob is not dead any more.
             let mut latches: Vec<_> = dead.iter().map(|row| self.store.latch(&row.checksum)).collect();
+            // Nor is one that a close found standing and left to its seal. The row is committed before it looks, and it looks
+            // under the latch.
+            let staged = self.index.staged()?;
+            let promised: HashSet<Checksum> = staged.iter().filter_map(|row| row.checksum).collect();
             let mut still_dead = Vec::with_capacity(dead.len());
             for row in &dead {
-                still_dead.push(self.index.blob(&row.checksum)?.is_some_and(|row| row.refs == 0));
+                let unused = self.index.blob(&row.checksum)?.is_some_and(|row| row.refs == 0);
+                still_dead.push(unused && !promised.contains(&row.checksum));
             }
             retain(&mut latches, &still_dead);
             retain(&mut dead, &still_dead);

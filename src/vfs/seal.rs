@@ -20,7 +20,7 @@ use crate::text;
 use crate::vfs::node::{Locked, Serving, Source};
 use crate::vfs::owners::Owner;
 use crate::vfs::stage::UNTOUCHED;
-use crate::vfs::{Error, GoOn, Result, Vfs};
+use crate::vfs::{Error, GoOn, Result, Vfs, now};
 
 /// How long a file stays Closed before it is sealed unasked: most of what a build writes is gone by then.
 pub const SEAL_AFTER: Duration = Duration::from_millis(1000);
@@ -335,24 +335,59 @@ impl Vfs {
                 }
             }
         }
-        if self.put_accepted(&latches, &accepted).is_ok() {
-            return accepted.len();
+        match (self.put_accepted(&latches, &accepted), accepted.as_slice()) {
+            (Ok(()), all) => all.len(),
+            (Err(error), [one]) => {
+                self.not_put(one, error, failure);
+                0
+            }
+            (Err(error), _) => self.put_singly(&latches, accepted, error, go_on, failure),
         }
-        // One of them may be what failed: the others must not wait for it for ever.
-        let mut sealed = 0;
-        for one in &accepted {
-            match self.put_accepted(&latches, std::slice::from_ref(one)) {
+    }
+
+    /// One of a batch may be what failed: the others must not wait for it for ever. When nobody answers all of them fail, each
+    /// after a long time in which nobody can write their files: then the first that does is the last.
+    fn put_singly(
+        &self,
+        latches: &[Latch<'_>],
+        mut accepted: Vec<Hashed>,
+        error: Error,
+        go_on: GoOn<'_>,
+        failure: &mut Option<Error>,
+    ) -> usize {
+        // Another one each time, so that one that always fails is not always before the same others.
+        let first = now() as usize % accepted.len();
+        accepted.rotate_left(first);
+        let (mut sealed, mut left) = (0, accepted.iter());
+        while go_on()
+            && let Some(one) = left.next()
+        {
+            match self.put_accepted(latches, std::slice::from_ref(one)) {
                 Ok(()) => sealed += 1,
-                Err(Error::Store(error @ filestore::Error::Unforced { .. })) => {
-                    self.fail_seal(one.ino, &error.to_string());
-                }
                 Err(error) => {
-                    self.abandon(one);
-                    failure.get_or_insert(error);
+                    if self.not_put(one, error, failure) {
+                        break;
+                    }
                 }
             }
         }
+        if !left.as_slice().is_empty() {
+            failure.get_or_insert(error);
+        }
+        left.for_each(|one| self.abandon(one));
         sealed
+    }
+
+    /// A file could not be put; whether that of others would fail as well.
+    fn not_put(&self, one: &Hashed, error: Error, failure: &mut Option<Error>) -> bool {
+        if let Error::Store(error @ filestore::Error::Unforced { .. }) = &error {
+            self.fail_seal(one.ino, &error.to_string());
+            return false;
+        }
+        let away = matches!(&error, Error::Store(error) if error.is_transient());
+        self.abandon(one);
+        failure.get_or_insert(error);
+        away
     }
 
     fn put_accepted(&self, latches: &[Latch<'_>], accepted: &[Hashed]) -> Result<()> {

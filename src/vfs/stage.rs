@@ -16,7 +16,8 @@ use crate::sys::content as sys;
 use crate::sys::file::copy_range;
 use crate::text;
 use crate::vfs::descriptors::Reader;
-use crate::vfs::node::{Locked, Serving, Source, Staged};
+use crate::vfs::node::{Held, Locked, Serving, Source, Staged};
+use crate::vfs::open::LATCH_WAIT_MAX;
 use crate::vfs::{Error, GoOn, Result, Vfs};
 
 /// mtime of a staging file that no write touched since the times of its version were set: one second after 1970, which no
@@ -228,11 +229,24 @@ impl Vfs {
         if self.store.reach() == Reach::Here || keep == 0 {
             return Ok(Prepared::default());
         }
-        if let Ok(Some(node)) = self.nodes.try_existing(ino, Instant::now())
-            && node.staged.is_some()
-        {
-            return Ok(Prepared::default());
-        }
+        let held = match self.nodes.try_existing(ino, Instant::now() + PREPARE_HELD_MAX) {
+            Ok(Some(mut node)) => {
+                // What is being stored is going to be far away.
+                node.settle();
+                if node.staged.is_some() {
+                    return Ok(Prepared::default());
+                }
+                false
+            }
+            Ok(None) => false,
+            Err(Held) => true,
+        };
+        let prepared = self.prepare_sealed(ino, keep);
+        // Nobody could tell whether the bytes are here by now: then those of an older version need not be had.
+        if held { Ok(prepared.unwrap_or_default()) } else { prepared }
+    }
+
+    fn prepare_sealed(&self, ino: Ino, keep: u64) -> Result<Prepared> {
         let inode = self.inode(ino)?;
         let Some(sum) = inode.checksum.filter(|_| inode.kind == Kind::File && inode.size > 0) else {
             return Ok(Prepared::default());
@@ -240,8 +254,42 @@ impl Vfs {
         if self.store.open_blob(&sum, inode.size)?.local().is_some() {
             return Ok(Prepared::default());
         }
-        let copy = self.copy_for_writing(&sum, inode.size, keep)?;
+        let copy = self.past_latches(|| self.copy_for_writing(&sum, inode.size, keep))?;
         Ok(Prepared(Some((sum, keep, copy))))
+    }
+
+    /// The latch of a blob, for one who has a file locked: where those who hold it may wait for something far away, he does
+    /// not wait for them, as everybody who looks at the file would wait with him.
+    pub(super) fn latch_with_node(&self, sum: &Checksum) -> Result<Latch<'_>> {
+        match self.store.reach() {
+            Reach::Here => Ok(self.store.latch(sum)),
+            _ => self.store.try_latch(sum, LATCH_WAIT_MAX).ok_or(Error::Latched(*sum)),
+        }
+    }
+
+    /// Does again what wanted a latch with a file locked, when it has been given back.
+    pub(super) fn past_latches<T>(&self, mut work: impl FnMut() -> Result<T>) -> Result<T> {
+        let end = Instant::now() + LATCHED_MAX;
+        loop {
+            match work() {
+                Err(Error::Latched(sum)) if Instant::now() < end => {
+                    drop(self.store.try_latch(&sum, end.saturating_duration_since(Instant::now())));
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// Does what makes a whole file writable, with the copy for it made before.
+    pub(super) fn with_prepared<T>(
+        &self,
+        ino: Ino,
+        mut work: impl FnMut(&mut Prepared) -> Result<T>,
+    ) -> Result<T> {
+        let mut prepared = self.prepare(ino, u64::MAX)?;
+        let done = self.past_latches(|| work(&mut prepared));
+        self.drop_prepared(prepared);
+        done
     }
 
     /// Lets go of a copy that was not needed.
@@ -266,7 +314,7 @@ impl Vfs {
             Blob::Local(_) => {
                 drop(blob);
                 // The latch keeps the blob's file from changing hands, and being written, while it is copied.
-                let _latch = self.store.latch(sum);
+                let _latch = self.latch_with_node(sum)?;
                 self.store.stage_from(name, sum, size, keep)?
             }
         };
@@ -277,7 +325,7 @@ impl Vfs {
 
     /// Makes the file that the kernel serves by passthrough, a blob's own file perhaps, a staging file of one name.
     fn take_over(&self, sum: &Checksum, name: StagingName, file_id: FileId) -> Result<()> {
-        let latch = self.store.latch(sum);
+        let latch = self.latch_with_node(sum)?;
         self.store.detach(&latch, name, file_id)?;
         // A crash here leaves the blob under its name with a file of its own. Nobody has written to the old one.
         failpoint::hit("swap.detached");
@@ -328,7 +376,7 @@ impl Vfs {
             return Ok(());
         }
         if let Some(sum) = self.put_from(name)? {
-            let latch = self.store.latch(&sum);
+            let latch = self.latch_with_node(&sum)?;
             // Under the latch, as another file may have been put there meanwhile.
             if self.take_back(&latch, name)? {
                 return Ok(());
@@ -517,6 +565,12 @@ fn row(inode: &Inode, file: StagingName, on: MountId, checksum: Option<Checksum>
 
 /// Names that nothing needs any more are unlinked within this time, also by a thread that has many of them to unlink.
 const UNLINKED_WITHIN: Duration = Duration::from_secs(10);
+
+/// How long somebody waits, with no file locked, for those who work on a blob.
+const LATCHED_MAX: Duration = Duration::from_secs(600);
+
+/// How long somebody who is about to write waits for whoever holds the file, before he fetches bytes that may be here.
+const PREPARE_HELD_MAX: Duration = Duration::from_secs(1);
 
 /// How long a writer waits for the backlog before it is told that there is no room.
 const BACKLOG_WAIT_MAX: Duration = Duration::from_secs(60);

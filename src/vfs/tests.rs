@@ -24,6 +24,7 @@ use crate::change::{FIRST_INO, Kind};
 use crate::filestore;
 use crate::index::Init;
 
+mod far;
 mod upkeep;
 
 const ID: [u8; 16] = [7; 16];

@@ -8,6 +8,7 @@ use crate::failpoint;
 use crate::filestore;
 use crate::sys::content as sys;
 use crate::vfs::caller::has_set_id_bits;
+use crate::vfs::node::Locked;
 use crate::vfs::seal::collision;
 use crate::vfs::{Caller, Durability, Error, Result, Vfs};
 
@@ -25,16 +26,16 @@ const HASH_AT_CLOSE_BYTES_MAX: u64 = 256 << 20;
 impl Vfs {
     /// Writes all of `data` at `offset`. `kill_set_id`: the caller lacks the privilege to keep setuid and setgid.
     pub fn write(&self, ino: Ino, offset: u64, data: &[u8], kill_set_id: bool) -> Result<()> {
-        let writer = {
+        let writer = self.with_prepared(ino, |prepared| {
             let mut node = self.nodes.lock(ino);
             let inode = self.inode(ino)?;
-            self.make_dirty(&mut node, u64::MAX)?;
+            self.make_dirty_with(&mut node, u64::MAX, prepared)?;
             if kill_set_id && has_set_id_bits(&inode) {
                 self.drop_set_id_bits(&inode)?;
             }
             let staged = node.staged.as_ref().ok_or(Error::Stale(ino))?;
-            self.writer(staged.row.file)?
-        };
+            self.writer(staged.row.file)
+        })?;
         let end = offset.saturating_add(data.len() as u64);
         if let Err(full) = self.store.make_room(data.len() as u64) {
             // What has its place already may be written.
@@ -45,19 +46,26 @@ impl Vfs {
         writer.write_at(data, offset).map_err(Error::io(format!("write inode {ino} at {offset}")))
     }
 
+    /// Whether a write may have to wait for something that is not on this host, or for somebody who does: after a copy of
+    /// which no byte was moved, and as long as a seal stores the bytes.
+    pub fn write_waits(&self, ino: Ino) -> bool {
+        let ready = |node: Locked<'_>| node.staged.is_some() && node.clone.is_none() && !node.putting;
+        !self.nodes.try_lock(ino).is_some_and(ready)
+    }
+
     /// Allocates, punches or zeroes a range.
     pub fn allocate(&self, caller: &Caller, ino: Ino, offset: u64, len: u64, how: Allocate) -> Result<()> {
-        let writer = {
+        let writer = self.with_prepared(ino, |prepared| {
             let mut node = self.nodes.lock(ino);
             let inode = self.inode(ino)?;
-            self.make_dirty(&mut node, u64::MAX)?;
+            self.make_dirty_with(&mut node, u64::MAX, prepared)?;
             if has_set_id_bits(&inode) && !caller.keeps_set_id_bits() {
                 self.drop_set_id_bits(&inode)?;
             }
             let staged = node.staged.as_mut().ok_or(Error::Stale(ino))?;
             staged.fresh = true;
-            self.store.open_staging_writer(staged.row.file)?
-        };
+            Ok(self.store.open_staging_writer(staged.row.file)?)
+        })?;
         if matches!(how, Allocate::Extend | Allocate::KeepSize) {
             self.store.make_room(len)?;
         }

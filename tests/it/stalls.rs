@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Read as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
@@ -10,6 +11,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use crate::harness::{Depot, Fails, Mode, eventually, guarded};
+use crate::sys;
 
 /// A stalled store stays so for minutes: what is done within this time did not wait for it.
 const AT_ONCE: Duration = Duration::from_secs(30);
@@ -181,6 +183,36 @@ fn a_file_that_waits_for_its_bytes_can_be_looked_at() {
         assert_eq!(read(&path(0)), [content(0), b"more".to_vec()].concat());
         assert_eq!(read(&path(1)), content(1)[..10]);
         assert_eq!(read(&path(3)), content(3)[..20]);
+        far.depot.umount();
+        far.depot.check();
+    });
+}
+
+/// A copy of which no byte was moved is written before its descriptor is closed.
+#[test]
+fn a_copy_that_is_written_waits_alone_for_its_bytes() {
+    guarded(|| {
+        let far = Far::with_files(1);
+        let target = far.repo.join("copy");
+        let copied = |target: &Path| {
+            let (source, copy) = (File::open(far.repo.join(name(0))).unwrap(), File::create(target).unwrap());
+            assert_eq!(sys::copy_range(&source, 0, &copy, 0, usize::MAX >> 1).unwrap(), content(0).len());
+            copy
+        };
+        // By the first one the program is known for what it does.
+        drop(copied(&far.repo.join("first")));
+        let copy = copied(&target);
+        far.rules("read=stall");
+        let written = far.begin(1, move || copy.write_all_at(b"new", 10).unwrap());
+        far.goes_on(3);
+        let (shown, path) = (target.clone(), far.repo.join(name(0)));
+        assert_eq!(at_once(move || fs::metadata(shown).unwrap().len()), fs::metadata(path).unwrap().len());
+        assert!(written.waits());
+        far.rules("");
+        written.end();
+        let mut wanted = content(0);
+        wanted[10..13].copy_from_slice(b"new");
+        assert_eq!((read(&target), read(&far.repo.join(name(0)))), (wanted, content(0)));
         far.depot.umount();
         far.depot.check();
     });

@@ -30,18 +30,16 @@ impl Breaker {
     /// others wait for how it fares.
     pub(super) fn enter(&self) -> Result<(), String> {
         let mut state = self.0.lock();
-        let Some(until) = state.away_until else { return Ok(()) };
-        let now = Instant::now();
-        if now < until {
-            let why = state.why.as_deref().unwrap_or("it does not answer");
-            let left = (until - now).as_secs_f32();
-            return Err(format!(
-                "it has failed {} times in a row and is tried again in {left:.1} s: {why}",
-                state.failures
-            ));
+        state.allows()?;
+        if state.away_until.is_some() {
+            state.away_until = Some(Instant::now() + PERIOD);
         }
-        state.away_until = Some(now + PERIOD);
         Ok(())
+    }
+
+    /// The same for who has something else to wait for first, and then enters.
+    pub(super) fn allows(&self) -> Result<(), String> {
+        self.0.lock().allows()
     }
 
     /// Notes an answer, whatever it was; whether it ends a time of being away.
@@ -71,6 +69,18 @@ impl Breaker {
     }
 }
 
+impl State {
+    fn allows(&self) -> Result<(), String> {
+        let (Some(until), now) = (self.away_until, Instant::now()) else { return Ok(()) };
+        if now >= until {
+            return Ok(());
+        }
+        let why = self.why.as_deref().unwrap_or("it does not answer");
+        let (times, left) = (self.failures, (until - now).as_secs_f32());
+        Err(format!("it has failed {times} times in a row and is tried again in {left:.1} s: {why}"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,7 +94,9 @@ mod tests {
         let why = breaker.enter().unwrap_err();
         assert!(why.contains("4 times") && why.contains("four"), "{why}");
         assert_eq!(breaker.trouble().as_deref(), Some("four"));
+        breaker.allows().unwrap_err();
         breaker.0.lock().away_until = Some(Instant::now());
+        breaker.allows().unwrap();
         breaker.enter().unwrap();
         breaker.enter().unwrap_err();
         assert!(breaker.answered() && !breaker.answered());

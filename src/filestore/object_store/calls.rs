@@ -15,6 +15,7 @@ use ::object_store::client::{HttpError, HttpErrorKind};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::super::error::{Doing, Error, Result};
 use super::breaker::Breaker;
@@ -23,8 +24,11 @@ use crate::text;
 
 /// Threads that requests run on.
 const THREADS: usize = 2;
-/// Bytes per second that a server is supposed to take at least, of each of several requests.
+/// Bytes per second that a server is supposed to take or give at least, of all requests together.
 const SLOWEST: u64 = 256 * 1024;
+/// Longest wait of what sends bytes for others that do, of which each has its end.
+const SEND_WAIT_MAX: Duration = Duration::from_secs(3600);
+const ALL_IN_USE: &str = "all connections are in use (max-connections)";
 
 /// One bucket of a server, and how to ask it.
 #[derive(Debug)]
@@ -34,8 +38,28 @@ pub(super) struct Server {
     pub(super) address: String,
     pub(super) breaker: Breaker,
     patience: Duration,
-    places: Semaphore,
+    places: Places,
+    /// Those of the places that what sends bytes may have: some are left to readers, whatever is sent.
+    uploads: Places,
     runtime: OnceLock<Runtime>,
+}
+
+/// Requests that may be under way at a time.
+#[derive(Debug)]
+struct Places {
+    all: usize,
+    free: Semaphore,
+}
+
+impl Places {
+    fn new(all: usize) -> Places {
+        Places { all, free: Semaphore::new(all) }
+    }
+
+    /// How many are taken.
+    fn taken(&self) -> u64 {
+        (self.all - self.free.available_permits().min(self.all)) as u64
+    }
 }
 
 /// A call that failed.
@@ -102,7 +126,10 @@ impl Server {
             address,
             breaker: Breaker::default(),
             patience,
-            places: Semaphore::new(connections.max(1)),
+            places: Places::new(connections.max(1)),
+            uploads: Places::new(
+                (connections - connections / 4).clamp(1, connections.saturating_sub(1).max(1)),
+            ),
             runtime: OnceLock::new(),
         }
     }
@@ -167,6 +194,17 @@ impl Server {
         self.patience + Duration::from_secs(bytes / SLOWEST)
     }
 
+    /// How many requests share the way now.
+    pub(super) fn busy(&self) -> u64 {
+        self.places.taken()
+    }
+
+    /// Refuses an answer of so many bytes that should have ended by now.
+    pub(super) fn must_be_in_time(&self, begun: Instant, bytes: u64) -> std::result::Result<(), Trouble> {
+        let limit = self.patience(bytes);
+        if begun.elapsed() > limit { Err(Trouble::Late(limit)) } else { Ok(()) }
+    }
+
     /// A call of one answer, which has to come within the time for a request of so many bytes.
     pub(super) async fn ask<T>(
         &self,
@@ -177,22 +215,80 @@ impl Server {
         self.converse(request, within(self.patience(bytes), work)).await
     }
 
+    /// The same, also of a server that counts as away.
+    pub(super) async fn ask_all_the_same<T>(
+        &self,
+        request: &Request,
+        work: impl Future<Output = ::object_store::Result<T>>,
+    ) -> Outcome<T> {
+        self.in_place(request, within(self.patience(0), work)).await
+    }
+
+    /// A call that sends so many bytes. It waits for others that do, however long that takes: if it gave up, what has been
+    /// sent of a blob would have to be sent again.
+    pub(super) async fn send<T>(
+        &self,
+        request: &Request,
+        bytes: u64,
+        work: impl Future<Output = ::object_store::Result<T>>,
+    ) -> Outcome<T> {
+        let refused = |why| failure(request, Kind::Other, true, why);
+        self.breaker.allows().map_err(refused)?;
+        let places = async { (self.uploads.free.acquire().await, self.places.free.acquire().await) };
+        let Ok(places) = tokio::time::timeout(SEND_WAIT_MAX, places).await else {
+            return Err(refused(ALL_IN_USE.to_owned()));
+        };
+        // It may have become away meanwhile.
+        self.breaker.enter().map_err(refused)?;
+        let outcome = self.sharing(bytes, work).await;
+        drop(places);
+        self.told(request, outcome)
+    }
+
+    /// Waits for the end of what sends bytes, which share the way with all that are sent meanwhile.
+    async fn sharing<T>(
+        &self,
+        bytes: u64,
+        work: impl Future<Output = ::object_store::Result<T>>,
+    ) -> std::result::Result<T, Trouble> {
+        let (begun, mut work, mut most) = (Instant::now(), std::pin::pin!(work), 0);
+        loop {
+            most = self.uploads.taken().max(most);
+            let limit = self.patience(bytes.saturating_mul(most));
+            match tokio::time::timeout_at(begun + limit, &mut work).await {
+                Ok(done) => return Ok(done?),
+                // More have come since.
+                Err(_elapsed) if self.uploads.taken() > most => {}
+                Err(_elapsed) => return Err(Trouble::Late(limit)),
+            }
+        }
+    }
+
     /// A call whose parts have their own ends, each by `within`.
     pub(super) async fn converse<T>(
         &self,
         request: &Request,
         work: impl Future<Output = std::result::Result<T, Trouble>>,
     ) -> Outcome<T> {
-        if let Err(why) = self.breaker.enter() {
-            return Err(failure(request, Kind::Other, true, why));
-        }
+        self.breaker.enter().map_err(|why| failure(request, Kind::Other, true, why))?;
+        self.in_place(request, work).await
+    }
+
+    async fn in_place<T>(
+        &self,
+        request: &Request,
+        work: impl Future<Output = std::result::Result<T, Trouble>>,
+    ) -> Outcome<T> {
         // Those who have the places have them for a bounded time.
-        let Ok(place) = tokio::time::timeout(self.patience, self.places.acquire()).await else {
-            let why = "all connections are in use (max-connections)".to_owned();
-            return Err(failure(request, Kind::Other, true, why));
+        let Ok(place) = tokio::time::timeout(self.patience, self.places.free.acquire()).await else {
+            return Err(failure(request, Kind::Other, true, ALL_IN_USE.to_owned()));
         };
         let outcome = work.await;
         drop(place);
+        self.told(request, outcome)
+    }
+
+    fn told<T>(&self, request: &Request, outcome: std::result::Result<T, Trouble>) -> Outcome<T> {
         match outcome {
             Ok(answer) => {
                 self.answers();
@@ -301,4 +397,70 @@ fn words(error: &::object_store::Error) -> String {
         short.push_str("...");
     }
     short
+}
+
+#[cfg(test)]
+mod tests {
+    use ::object_store::memory::InMemory;
+
+    use super::*;
+
+    fn server(patience: Duration) -> Arc<Server> {
+        Arc::new(Server::new(Arc::new(InMemory::new()), "s3://bucket".into(), patience, 4))
+    }
+
+    /// Begins to send so many bytes, which takes so long.
+    fn send(server: &Arc<Server>, bytes: u64, takes: Duration) -> JoinHandle<Outcome<()>> {
+        let theirs = Arc::clone(server);
+        let work = async move {
+            let request = theirs.request("put", "object");
+            let work = async {
+                tokio::time::sleep(takes).await;
+                Ok(())
+            };
+            theirs.send(&request, bytes, work).await
+        };
+        server.start(work).unwrap()
+    }
+
+    fn ask(server: &Server) -> Outcome<()> {
+        server.wait(server.ask(&server.request("read", "object"), 0, async { Ok(()) }))
+    }
+
+    #[test]
+    fn readers_have_places_whatever_is_sent_and_senders_wait_for_theirs() {
+        let server = server(Duration::from_millis(200));
+        let sent: Vec<_> = (0..12).map(|_| send(&server, SLOWEST, Duration::from_millis(300))).collect();
+        while server.uploads.taken() < 3 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        for _ in 0..10 {
+            ask(&server).unwrap();
+        }
+        assert_eq!(server.busy(), 3);
+        for one in sent {
+            server.join(one).unwrap();
+        }
+        assert_eq!((server.busy(), server.uploads.taken()), (0, 0));
+        for (connections, uploads) in [(1, 1), (2, 1), (4, 3), (64, 48)] {
+            let store = Arc::new(InMemory::new());
+            let server = Server::new(store, "s3://bucket".into(), Duration::ZERO, connections);
+            assert_eq!((server.places.all, server.uploads.all), (connections, uploads));
+        }
+    }
+
+    #[test]
+    fn those_who_send_share_the_time_for_their_bytes() {
+        let server = server(Duration::from_millis(100));
+        let takes = Duration::from_millis(2500);
+        let late = server.join(send(&server, SLOWEST, takes)).unwrap_err();
+        assert!(text::chain(&late.error).contains("no answer came within 1.1 s"), "{late:?}");
+        let first = send(&server, SLOWEST, takes);
+        std::thread::sleep(Duration::from_millis(300));
+        let others = [send(&server, SLOWEST, takes), send(&server, SLOWEST, takes)];
+        server.join(first).unwrap();
+        for other in others {
+            server.join(other).unwrap();
+        }
+    }
 }

@@ -13,6 +13,7 @@ use ::object_store::path::Path as Key;
 use ::object_store::{GetOptions, GetRange, GetResult, GetResultPayload, ObjectMeta};
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::super::blob::Remote;
 use super::super::error::Error;
@@ -124,12 +125,17 @@ pub(super) fn version_of(found: &ObjectMeta) -> String {
     tag.cloned().unwrap_or_else(|| found.last_modified.to_rfc3339())
 }
 
-/// The bytes of an answer, each of which has to come within the time for one.
+/// The bytes of an answer, each of which has to come within the time for one, and all within that for so many: a server that
+/// sends a little now and then holds up nobody for ever.
 async fn receive(server: &Server, answer: GetResult, range: &Range<u64>) -> Result<Vec<u8>, Trouble> {
     let GetResultPayload::Stream(mut pieces) = answer.payload;
     let wanted = (range.end - range.start) as usize;
     let mut bytes = Vec::with_capacity(wanted);
+    let (begun, mut busy) = (Instant::now(), 1);
     loop {
+        // They share the way with what is read and sent meanwhile.
+        busy = server.busy().max(busy);
+        server.must_be_in_time(begun, busy * wanted as u64)?;
         let next = async { poll_fn(|context| pieces.as_mut().poll_next(context)).await.transpose() };
         match within(server.patience(0), next).await? {
             Some(piece) if bytes.len() + piece.len() <= wanted => bytes.extend_from_slice(&piece),

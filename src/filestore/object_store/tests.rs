@@ -392,3 +392,81 @@ fn what_was_deleted_or_spoilt_comes_back_from_its_versions() {
     let refused = text::chain(&azure.bring_back(&small, 10).unwrap_err());
     assert!(refused.contains("not known of azure-blob-storage"), "{refused}");
 }
+
+#[test]
+fn parts_of_an_upload_that_failed_are_thrown_away_though_the_server_counts_as_away() {
+    let place = Place::of(Speaks::S3);
+    let store = place.store();
+    let bytes = noise(12 * MIB);
+    let read = |buffer: &mut [u8], offset: u64| {
+        // The first part fails, and what others ask for meanwhile.
+        if offset == 0 {
+            place.proxy.fail(503, 1);
+        } else {
+            while store.server.breaker.trouble().is_none() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            while store.server.breaker.allows().is_ok() {
+                store.server.breaker.failed("busy".into());
+            }
+        }
+        let part = &bytes[offset as usize..];
+        let n = part.len().min(buffer.len());
+        buffer[..n].copy_from_slice(&part[..n]);
+        Ok(n)
+    };
+    let sum = sum_of(&bytes);
+    let source = Source { sum, key: store.key(&sum), size: bytes.len() as u64, read: &read, replace: false };
+    place.proxy.forget();
+    let error = in_parts(&store.server, &source, 5 << 20).unwrap_err();
+    assert!(error.is_transient(), "{error}");
+    assert_eq!(place.methods().last().map(String::as_str), Some("DELETE"), "{:?}", place.methods());
+    assert_eq!(store.stat(&sum).unwrap(), None, "its answer ended the time of being away");
+}
+
+#[test]
+fn a_server_that_sends_a_little_now_and_then_holds_up_no_reader() {
+    use std::io::{Read as _, Write as _};
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let trickle = move || -> io::Result<()> {
+        let (mut client, _) = listener.accept()?;
+        let _ = client.read(&mut [0; 64 << 10])?;
+        let head = "HTTP/1.1 206 Partial Content\r\nContent-Length: 65536\r\nContent-Range: bytes 0-65535/65536\r\n\
+            ETag: \"1\"\r\nLast-Modified: Sun, 22 Nov 2026 10:00:00 GMT\r\n\r\n";
+        client.write_all(head.as_bytes())?;
+        loop {
+            client.write_all(b"x")?;
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    std::thread::spawn(trickle);
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options {
+        dir: dir.path().join("state"),
+        service: Service::S3 {
+            region: String::new(),
+            credentials: Some(("someone".into(), Secret::new("guessed"))),
+            path_style: true,
+        },
+        endpoint: Some(format!("http://127.0.0.1:{port}")),
+        bucket: "bucket".into(),
+        path: "filestore".into(),
+        instance_credentials: false,
+        max_connections: 4,
+        connection_timeout: Duration::from_secs(5),
+        socket_timeout: Duration::from_millis(500),
+        multipart_limit: 6 << 20,
+        multipart_element_size: 5 << 20,
+        test_connection: false,
+    };
+    ObjectStore::create(&options, ID).unwrap();
+    let store = ObjectStore::open(&options, ID).unwrap();
+    let blob = store.open(&sum_of(b"any"), Some(65_536)).unwrap().unwrap();
+    let start = Instant::now();
+    let error = blob.read_at(&mut vec![0; 65_536], 0).unwrap_err();
+    assert!(super::super::error::is_transient(&error), "{error}");
+    let told = text::chain(error.get_ref().unwrap());
+    assert!(told.contains("no answer came within 0.5 s"), "{told}");
+    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+}

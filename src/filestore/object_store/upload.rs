@@ -116,7 +116,7 @@ async fn send(server: &Server, key: &Key, bytes: Vec<u8>, replace: bool) -> Outc
     let payload = PutPayload::from(bytes);
     let put = |mode: PutMode| {
         let options = PutOptions { mode, ..PutOptions::default() };
-        server.ask(&request, size, server.store.put_opts(key, payload.clone(), options))
+        server.send(&request, size, server.store.put_opts(key, payload.clone(), options))
     };
     if !replace {
         match put(PutMode::Create).await {
@@ -154,11 +154,12 @@ pub(super) fn in_parts(server: &Arc<Server>, source: &Source<'_>, element: u64) 
         // A crash here leaves parts that are no object: the bucket's own rules remove them.
         failpoint::hit("objects.parts");
         // The server may read all of it once more.
-        Ok(server.wait(server.ask(&request, source.size / 16, upload.complete())).map(drop)?)
+        Ok(server.wait(server.send(&request, source.size / 16, upload.complete())).map(drop)?)
     });
     if sent.is_err() {
         let abort = server.request("throw away the parts of", &source.key);
-        if let Err(failure) = server.wait(server.ask(&abort, 0, upload.abort())) {
+        // The failure may be what made the server count as away, and nobody else knows these parts.
+        if let Err(failure) = server.wait(server.ask_all_the_same(&abort, upload.abort())) {
             tracing::warn!("parts that are no object may stay: {}", text::chain(&failure.error));
         }
     }
@@ -181,7 +182,7 @@ fn send_parts(
         hasher.update(&bytes);
         let part = upload.put_part(bytes.into());
         let (server, request) = (Arc::clone(server), server.request("put a part of", &source.key));
-        window.start(length, async move { server.ask(&request, length, part).await })?;
+        window.start(length, async move { server.send(&request, length, part).await })?;
         from += length;
     }
     window.finish()?;

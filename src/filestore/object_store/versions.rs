@@ -8,6 +8,7 @@ use std::sync::Arc;
 use ::object_store::aws::{AmazonS3, AwsAuthorizer};
 use ::object_store::client::{HttpClient, HttpRequest, HttpRequestBody};
 use ::object_store::path::Path as Key;
+use tokio::time::Instant;
 
 use super::super::error::{Error, Result};
 use super::calls::{Server, Trouble, within};
@@ -52,7 +53,9 @@ impl Versions {
         let answer = within(server.patience(0), asked).await?;
         let status = answer.status();
         let (mut pieces, mut bytes) = (answer.into_body().bytes_stream(), Vec::new());
+        let begun = Instant::now();
         loop {
+            server.must_be_in_time(begun, ANSWER_BYTES_MAX as u64)?;
             let next = async {
                 poll_fn(|context| pieces.as_mut().poll_next(context)).await.transpose().map_err(generic)
             };

@@ -7,8 +7,8 @@ use std::time::Instant;
 use super::*;
 use crate::checksum::Checksum;
 
-const ME: Caller = Caller { uid: 0, gid: 0, pid: 0 };
-const WRITE: Access = Access {
+pub(super) const ME: Caller = Caller { uid: 0, gid: 0, pid: 0 };
+pub(super) const WRITE: Access = Access {
     read: false,
     write: true,
     truncate: false,
@@ -27,7 +27,7 @@ fn go_on() -> bool {
 }
 
 /// A closed file with some bytes of its own in the repository `a`.
-fn closed_file(vfs: &Vfs, name: &str) -> Ino {
+pub(super) fn closed_file(vfs: &Vfs, name: &str) -> Ino {
     let repo = match vfs.lookup(ROOT, b"a").unwrap() {
         Some(found) => found.inode.ino,
         None => vfs.make_directory(&ME, ROOT, b"a", 0o755, 0).unwrap().inode.ino,
