@@ -495,18 +495,24 @@ fn a_lost_cache_can_be_given_up() {
     });
 }
 
+/// A mounted depot whose cache, which only reads fill, stands before something far away.
+#[cfg(debug_assertions)]
+fn far_away(mode: Mode) -> Depot {
+    let depot = Depot::uninitialised(mode);
+    let set = ["chain=cache-fs,faulty,file-system", "faulty.remote=true", "cache-fs.skip-during-upload=true"];
+    let mut args = vec!["init", depot.dir_str()];
+    set.iter().for_each(|setting| args.extend(["--set", *setting]));
+    depot.cli(&args).ok();
+    depot.mount();
+    depot
+}
+
 /// What was read before the end of an arrival showed that its bytes are wrong is not shown again from the kernel's pages.
 #[cfg(debug_assertions)]
 #[test]
 fn bytes_that_proved_wrong_are_not_kept() {
     guarded(|| {
-        let depot = Depot::uninitialised(Mode::Cached);
-        let set =
-            ["chain=cache-fs,faulty,file-system", "faulty.remote=true", "cache-fs.skip-during-upload=true"];
-        let mut args = vec!["init", depot.dir_str()];
-        set.iter().for_each(|setting| args.extend(["--set", *setting]));
-        depot.cli(&args).ok();
-        depot.mount();
+        let depot = far_away(Mode::Cached);
         let (file, bytes) = (depot.path("repo/file"), noise(1, 700_000));
         fs::create_dir(depot.path("repo")).unwrap();
         fs::write(&file, &bytes).unwrap();
@@ -534,13 +540,7 @@ fn bytes_that_proved_wrong_are_not_kept() {
 #[test]
 fn pages_behind_the_reader_of_what_arrives_are_given_back() {
     guarded(|| {
-        let depot = Depot::uninitialised(Mode::Passthrough);
-        let set =
-            ["chain=cache-fs,faulty,file-system", "faulty.remote=true", "cache-fs.skip-during-upload=true"];
-        let mut args = vec!["init", depot.dir_str()];
-        set.iter().for_each(|setting| args.extend(["--set", *setting]));
-        depot.cli(&args).ok();
-        depot.mount();
+        let depot = far_away(Mode::Passthrough);
         let (file, bytes) = (depot.path("repo/file"), noise(1, 64 << 20));
         fs::create_dir(depot.path("repo")).unwrap();
         fs::write(&file, &bytes).unwrap();

@@ -366,7 +366,7 @@ impl Arrival {
     /// The bytes get to the disk, and the file its name.
     fn settle(&self) -> Result<(), Stop> {
         if let Some(Held::Growing(filling)) = &*self.held.read() {
-            force(&filling.file)?;
+            filling.force()?;
         }
         let mut held = self.held.write();
         let Some(Held::Growing(mut filling)) = held.take() else { return Ok(()) };

@@ -71,7 +71,13 @@ impl Core {
         links.sort_by_key(|(sum, _)| *sum);
         links.dedup_by_key(|(sum, _)| *sum);
         let blobs: Vec<(Checksum, u64)> = links.iter().map(|(sum, offer)| (*sum, offer.size)).collect();
-        for (place, (sum, offer)) in Place::take(self, &blobs).into_iter().zip(links) {
+        let places = Place::take(self, &blobs);
+        if places.iter().any(Option::is_some)
+            && let Err(error) = self.ledger.force()
+        {
+            return self.complain(&error);
+        }
+        for (place, (sum, offer)) in places.into_iter().zip(links) {
             let Some(mut place) = place else { continue };
             match link(&mut place, offer) {
                 Ok(true) => {}
@@ -171,7 +177,7 @@ impl Core {
         if digest.is_none_or(|digest| digest.checksum != *sum) {
             return Err(Error::Altered(*sum));
         }
-        force(&filling.file).doing("force the copy of blob", sum.to_string())?;
+        filling.force().doing("force the copy of blob", sum.to_string())?;
         filling.settle()
     }
 

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::super::error::{Doing, Result};
 use super::super::file_system::{FileSystem, blob_path};
 use super::super::volume::tidied;
+use super::arrival::force;
 use super::core::Core;
 use super::ledger::room_of;
 use crate::checksum::Checksum;
@@ -27,8 +28,8 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Places for blobs, one for each; `None` where there is no room, a file stands already, or somebody else
-    /// decides on that blob.
+    /// Places for blobs, one for each; `None` where there is no room, a file stands already, or somebody else decides on that
+    /// blob. Their rows have to be forced before a file gets its name.
     pub(super) fn take(core: &Arc<Core>, blobs: &[(Checksum, u64)]) -> Vec<Option<Place>> {
         let one = |(sum, size): &(Checksum, u64)| {
             let cancelled = core.claim_filling(sum)?;
@@ -129,7 +130,13 @@ impl Filling {
         }
     }
 
-    /// Gives the file, whose bytes are forced, the blob's name; false when the blob was removed meanwhile.
+    /// Gets its bytes and its row to the disk, before it gets a name.
+    pub(super) fn force(&self) -> io::Result<()> {
+        force(&self.file)?;
+        self.place.core.ledger.force().map_err(io::Error::other)
+    }
+
+    /// Gives the file, which is forced, the blob's name; false when the blob was removed meanwhile.
     pub(super) fn settle(&mut self) -> Result<bool> {
         let (sum, path) = (self.place.sum, &self.path);
         self.named = self.place.settle(|dir| dir.place_file(&sum, path).map(|()| true))?;
@@ -175,6 +182,7 @@ impl Core {
         elsewhere: &AtomicBool,
     ) -> Result<bool> {
         let Some(mut place) = Place::take(self, &[(*sum, size)]).pop().flatten() else { return Ok(false) };
+        self.ledger.force()?;
         // A crash here leaves a row without a file, and the file where it was.
         place.settle(|dir| match dir.volume().take_in(from, &blob_path(sum)) {
             Ok(()) => Ok(true),

@@ -1,8 +1,9 @@
 //! What the cache remembers: which blobs it has room for, when each was asked for last, and what was asked for lately.
 //!
-//! A row is there before the file it is about: after a crash there may be a row without a file, which the next eviction
-//! drops. A file that nobody counts only a power cut can leave, which [`super::sweep`] finds. The total is a row of its own, so that opening reads nothing else. A transaction
-//! that takes room is forced, one that notes uses or gives room back may be lost by a power cut.
+//! A row is there before the file it is about, and forced before that file has the blob's name: after a crash there may be a
+//! row without a file, which the next eviction drops. What notes uses or gives room back may be lost by a power cut: the
+//! file without a row that can come of it is found by [`super::sweep`]. The total is a row of its own, so that opening reads
+//! nothing else.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -116,9 +117,9 @@ impl Ledger {
         self.entries.load(Relaxed)
     }
 
-    /// Enters blobs, which are used now; forced on Ok. The room that they take more than before.
+    /// Enters blobs, which are used now; not forced. The room that they take more than before.
     pub(super) fn enter(&self, blobs: &[(Checksum, u64)], now: Nanos) -> Result<i64> {
-        self.write("enter blobs in", true, |tx| {
+        self.write("enter blobs in", false, |tx| {
             let mut taken = 0;
             for (sum, size) in blobs {
                 if find(tx, sum)? == Some(*size) {
@@ -132,6 +133,11 @@ impl Ledger {
             }
             Ok(taken)
         })
+    }
+
+    /// What was entered is durable on Ok: from then on its file may have a name.
+    pub(super) fn force(&self) -> Result<()> {
+        self.write("force", true, |tx| count(tx, 0, 0))
     }
 
     /// Strikes blobs out; the room that they had.
