@@ -488,6 +488,7 @@ impl Provider for FileSystem {
 
     fn prepare_copy(&self, sum: &Checksum, blob: &Blob) -> Result<()> {
         let path = prepared_path(sum);
+        self.prepared.lock().remove(sum);
         let copied = self.copy_verified(sum, blob, &path);
         match copied {
             Ok(()) => drop(self.prepared.lock().insert(*sum)),

@@ -125,6 +125,9 @@ impl Vfs {
 
     /// Whether one alone reads a file from far away and its bytes stay on this host meanwhile, where the next open finds them.
     pub fn is_kept_for(&self, ino: Ino) -> bool {
+        if !self.passthrough() {
+            return false;
+        }
         let Some(node) = self.nodes.try_lock(ino) else { return false };
         if node.opens != 1 || node.writers > 0 || node.clone.is_some() {
             return false;

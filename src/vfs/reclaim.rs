@@ -39,7 +39,8 @@ impl Vfs {
             // Nor is one that a close found standing and left to its seal. The row is committed before it looks, and it looks
             // under the latch.
             let staged = self.index.staged()?;
-            let promised: HashSet<Checksum> = staged.iter().filter_map(|row| row.checksum).collect();
+            let promised: HashSet<Checksum> =
+                staged.iter().filter(|row| row.failed.is_none()).filter_map(|row| row.checksum).collect();
             let mut still_dead = Vec::with_capacity(dead.len());
             for row in &dead {
                 let unused = self.index.blob(&row.checksum)?.is_some_and(|row| row.refs == 0);
@@ -63,14 +64,24 @@ impl Vfs {
                 self.verified.lock().remove(&row.checksum);
                 let removed = self.store.remove_blob(latch);
                 unlinked.push(removed.is_ok());
-                // It keeps its row for the next round, and does not hold up the others.
-                if let Err(error) = removed {
-                    failure.get_or_insert(error);
-                    continue;
+                match removed {
+                    Ok(_) => {
+                        failpoint::hit("reclaim.unlinked");
+                        blobs += 1;
+                        bytes += row.size;
+                    }
+                    // It keeps its row for the next round, and does not hold up the others; what is away is asked once.
+                    Err(error) => {
+                        let away = error.is_transient();
+                        failure.get_or_insert(error);
+                        if away {
+                            break;
+                        }
+                    }
                 }
-                failpoint::hit("reclaim.unlinked");
-                blobs += 1;
-                bytes += row.size;
+                if !go_on() {
+                    break;
+                }
             }
             retain(&mut latches, &unlinked);
             retain(&mut dead, &unlinked);
@@ -116,9 +127,10 @@ impl Vfs {
     /// Makes the copies that a blob lacks, or removes those that should be gone.
     fn settle(&self, sum: &Checksum) -> Result<()> {
         if self.store.owes_removal(sum) {
-            // Whoever puts the same content has the latch until its row is there.
+            // Whoever puts the same content has the latch until its row is there, or has promised its bytes by a staged row.
             let latch = self.store.latch(sum);
-            if self.index.blob(sum)?.is_none() {
+            let is_promised = self.index.staged()?.iter().any(|row| row.checksum == Some(*sum));
+            if self.index.blob(sum)?.is_none() && !is_promised {
                 return Ok(self.store.remove_left(&latch)?);
             }
         }

@@ -567,7 +567,7 @@ fn row(inode: &Inode, file: StagingName, on: MountId, checksum: Option<Checksum>
 const UNLINKED_WITHIN: Duration = Duration::from_secs(10);
 
 /// How long somebody waits, with no file locked, for those who work on a blob.
-const LATCHED_MAX: Duration = Duration::from_secs(600);
+const LATCHED_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// How long somebody who is about to write waits for whoever holds the file, before he fetches bytes that may be here.
 const PREPARE_HELD_MAX: Duration = Duration::from_secs(1);

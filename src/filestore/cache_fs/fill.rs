@@ -25,6 +25,8 @@ use crate::worker::Signal;
 
 /// Copies that wait; those beyond are left to the next read.
 const WAITING_MAX: usize = 1024;
+/// Files without a name that wait to be copied: they take room that nobody counts.
+const HELD_MAX: usize = 32;
 /// How often uses are noted and left files looked at.
 const PERIOD: Duration = Duration::from_secs(3);
 
@@ -108,6 +110,11 @@ impl Core {
             return;
         }
         let mut fills = self.fills.lock();
+        let is_held = |fill: &&Fill| matches!(fill.from, Source::HandedOver(_));
+        if matches!(from, Source::HandedOver(_)) && fills.iter().filter(is_held).count() >= HELD_MAX {
+            // Its first reader fetches it.
+            return;
+        }
         if fills.len() < WAITING_MAX && !fills.iter().any(|fill| fill.sum == sum) {
             fills.push_back(Fill { sum, size, from });
         }

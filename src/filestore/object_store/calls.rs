@@ -28,6 +28,8 @@ const THREADS: usize = 2;
 const SLOWEST: u64 = 256 * 1024;
 /// Longest wait of what sends bytes for others that do, of which each has its end.
 const SEND_WAIT_MAX: Duration = Duration::from_secs(3600);
+/// Others that one who sends shares the way with, as far as his time goes: a server that is silent is found out in minutes.
+const SHARING_MAX: u64 = 8;
 const ALL_IN_USE: &str = "all connections are in use (max-connections)";
 
 /// One bucket of a server, and how to ask it.
@@ -253,12 +255,12 @@ impl Server {
     ) -> std::result::Result<T, Trouble> {
         let (begun, mut work, mut most) = (Instant::now(), std::pin::pin!(work), 0);
         loop {
-            most = self.uploads.taken().max(most);
+            most = self.uploads.taken().clamp(most, SHARING_MAX);
             let limit = self.patience(bytes.saturating_mul(most));
             match tokio::time::timeout_at(begun + limit, &mut work).await {
                 Ok(done) => return Ok(done?),
                 // More have come since.
-                Err(_elapsed) if self.uploads.taken() > most => {}
+                Err(_elapsed) if self.uploads.taken().min(SHARING_MAX) > most => {}
                 Err(_elapsed) => return Err(Trouble::Late(limit)),
             }
         }

@@ -80,6 +80,11 @@ impl Debt {
         known.removals > 0 && known.sums.get(sum) == Some(&Owed::Removal)
     }
 
+    /// Whether something is owed to a blob.
+    pub fn is_owed(&self, sum: &Checksum) -> bool {
+        self.known.lock().sums.contains_key(sum)
+    }
+
     fn note(&self, sums: &[Checksum], owed: Owed) -> Result<()> {
         let mut known = self.known.lock();
         let new: Vec<&Checksum> = sums.iter().filter(|sum| known.sums.get(sum) != Some(&owed)).collect();
@@ -116,13 +121,19 @@ impl Debt {
         Ok(())
     }
 
-    /// The next blobs after `after`, in order.
-    pub fn some(&self, after: Option<&Checksum>, limit: usize) -> Vec<Checksum> {
+    /// The same of one whose removal was owed, unless it lacks copies by now.
+    pub fn settle_removal(&self, sum: &Checksum) -> Result<()> {
+        if self.is_removal(sum) { self.settle(sum) } else { Ok(()) }
+    }
+
+    /// The next blobs after `after`, in order, those included on request that are to be removed.
+    pub fn some(&self, after: Option<&Checksum>, limit: usize, removals: bool) -> Vec<Checksum> {
         let known = self.known.lock();
         match after {
             Some(after) => known.sums.range((Bound::Excluded(*after), Bound::Unbounded)),
             None => known.sums.range::<Checksum, _>(..),
         }
+        .filter(|(_, owed)| removals || **owed == Owed::Copies)
         .take(limit)
         .map(|(sum, _)| *sum)
         .collect()
@@ -173,8 +184,8 @@ mod tests {
         debt.add(&sums).unwrap();
         debt.add(&sums[..2]).unwrap();
         debt.settle(&sums[1]).unwrap();
-        assert_eq!(debt.some(None, 2), [sums[0], sums[2]]);
-        assert_eq!(debt.some(Some(&sums[2]), 9), [sums[3], sums[4]]);
+        assert_eq!(debt.some(None, 2, true), [sums[0], sums[2]]);
+        assert_eq!(debt.some(Some(&sums[2]), 9, true), [sums[3], sums[4]]);
         let again = Debt::open(volume()).unwrap();
         assert_eq!(again.lacking(), 5, "a settled one may come back");
         sums.iter().for_each(|sum| again.settle(sum).unwrap());
@@ -193,7 +204,8 @@ mod tests {
         debt.add(&[b]).unwrap();
         for debt in [debt, Debt::open(volume()).unwrap(), Debt::open(volume()).unwrap()] {
             assert!(debt.is_removal(&a) && !debt.is_removal(&b) && debt.lacking() == 1);
-            assert_eq!(debt.some(None, 9), [a, b]);
+            assert_eq!(debt.some(None, 9, true), [a, b]);
+            assert_eq!(debt.some(None, 9, false), [b]);
         }
     }
 
@@ -204,6 +216,6 @@ mod tests {
         let sum = Checksum([7; 20]);
         std::fs::write(dir.path().join(FILE), format!("{sum}\n0707")).unwrap();
         let debt = Debt::open(volume).unwrap();
-        assert_eq!(debt.some(None, 9), [sum]);
+        assert_eq!(debt.some(None, 9, true), [sum]);
     }
 }

@@ -129,11 +129,29 @@ impl Sharding {
         if !self.debt.is_removal(sum) {
             return Ok(());
         }
-        let (_, left) = plan.remove(sum);
-        if plan.force_removed(std::slice::from_ref(sum)) && !left {
-            self.debt.settle(sum)?;
+        for i in 0..plan.shards.len() {
+            // Who stores the blob again has ended its removal before he stores the first copy.
+            let _one_or_the_other = self.removing.lock();
+            if !self.debt.is_removal(sum) {
+                return Ok(());
+            }
+            if plan.remove_on(i, sum).is_none() {
+                return Ok(());
+            }
+        }
+        if plan.force_removed(std::slice::from_ref(sum)) {
+            self.debt.settle_removal(sum)?;
         }
         Ok(())
+    }
+
+    /// A blob that is about to be stored is not removed any more, whatever was owed: its copies are looked at instead.
+    pub(super) fn end_removal(&self, sum: &Checksum) -> Result<()> {
+        if !self.debt.is_removal(sum) {
+            return Ok(());
+        }
+        let _one_or_the_other = self.removing.lock();
+        self.debt.add(&[*sum])
     }
 
     /// Remembers that a blob has copies which are not as they should be.

@@ -59,6 +59,8 @@ pub struct Sharding {
     taken: Arc<Taken>,
     /// Held by whoever replaces the plan.
     changing: Mutex<()>,
+    /// Held while a copy is removed that an earlier removal left, and by whoever ends that removal.
+    removing: Mutex<()>,
 }
 
 /// What it is to do.
@@ -95,7 +97,15 @@ impl Sharding {
             }
         }
         let plan = RwLock::new(Arc::new(Plan::new(shards, options)));
-        let sharding = Sharding { volume, plan, debt, known, taken, changing: Mutex::default() };
+        let sharding = Sharding {
+            volume,
+            plan,
+            debt,
+            known,
+            taken,
+            changing: Mutex::default(),
+            removing: Mutex::default(),
+        };
         // On a disk that is full or read-only it is written down another time.
         tidied(sharding.note_shards());
         Ok(sharding)
@@ -246,11 +256,13 @@ impl Provider for Sharding {
         let mut of_shard: HashMap<usize, Vec<usize>> = HashMap::new();
         let mut stood: HashMap<usize, Vec<bool>> = HashMap::new();
         for (item, (sum, offer)) in batch.iter().enumerate() {
-            // What should be gone may be altered: no copy that is put is taken for made by it.
-            let left = if self.debt.is_removal(sum) { plan.copies(sum) } else { Vec::new() };
-            let best: Vec<usize> =
-                best.iter().copied().filter(|i| left.iter().all(|(left, _)| left != i)).collect();
-            for i in plan.targets(sum, offer, &best) {
+            self.end_removal(sum)?;
+            // What should be gone, or mended, may be altered: no copy is taken for made by it where there are other places.
+            let left = if self.debt.is_owed(sum) { plan.copies(sum) } else { Vec::new() };
+            let others = best.iter().copied().filter(|i| left.iter().all(|(left, _)| left != i));
+            let others: Vec<usize> = others.collect();
+            let best = if others.len() < plan.lenient { &best } else { &others };
+            for i in plan.targets(sum, offer, best) {
                 of_shard.entry(i).or_default().push(item);
                 stood.entry(i).or_default().push(!plan.surely_lacks(i, sum));
             }
@@ -279,17 +291,14 @@ impl Provider for Sharding {
             return Err(too_few(fewest, plan.lenient, failure));
         }
         let changed = !self.is_in_force(&plan);
-        let lacks = |made: usize, sum: &Checksum| {
-            // What stands where its removal could not reach it is not to be removed any more.
-            changed || made < plan.redundancy || self.debt.is_removal(sum)
-        };
-        let owed = batch.iter().zip(&made).filter(|((sum, _), made)| lacks(**made, sum));
+        let owed = batch.iter().zip(&made).filter(|(_, made)| changed || **made < plan.redundancy);
         let owed: Vec<Checksum> = owed.map(|((sum, _), _)| *sum).collect();
         self.debt.add(&owed)
     }
 
     fn put_copy(&self, sum: &Checksum, blob: &Blob) -> Result<()> {
         let plan = self.plan();
+        self.end_removal(sum)?;
         let stands: Vec<usize> = plan.copies(sum).into_iter().map(|(i, _)| i).collect();
         let mut order = plan.choice.to_write(&plan.shards);
         // The copies that stand are replaced: one may be bad, and another beside them would be one too many.
@@ -314,7 +323,7 @@ impl Provider for Sharding {
         }
         // One that stands and could not be replaced is read, and may be too many.
         let whole = written.len() == plan.redundancy && stands.iter().all(|i| written.contains(i));
-        if whole && self.is_in_force(&plan) && !self.debt.is_removal(sum) {
+        if whole && self.is_in_force(&plan) {
             return Ok(());
         }
         self.debt.add(&[*sum])
@@ -359,7 +368,9 @@ impl Provider for Sharding {
     }
 
     fn owed(&self, after: Option<&Checksum>, limit: usize) -> Vec<Checksum> {
-        self.debt.some(after, limit)
+        // A removal that cannot be done now would be tried on all the others again and again.
+        let all_there = self.plan().absent().is_empty();
+        self.debt.some(after, limit, all_there)
     }
 
     fn status(&self) -> ProviderStatus {

@@ -220,7 +220,7 @@ impl Plan {
     }
 
     /// Removes a shard's copy; whether there was one, `None` when that cannot be told or it stays.
-    fn remove_on(&self, i: usize, sum: &Checksum) -> Option<bool> {
+    pub fn remove_on(&self, i: usize, sum: &Checksum) -> Option<bool> {
         let provider = self.shards[i].get()?;
         if self.ask(i, |provider| provider.stat(sum))?.is_none() {
             return Some(false);

@@ -319,9 +319,6 @@ impl Shard {
     /// It did not remove a blob: likewise, unless that is the fault of the one file.
     pub fn remove_failed(&self, error: &Error) {
         let kind = |kind| is_io(error, kind);
-        if kind(ErrorKind::TimedOut) {
-            return self.read_failed(error);
-        }
         if !kind(ErrorKind::PermissionDenied) && !kind(ErrorKind::IsADirectory) {
             self.write_failed(error);
         }

@@ -544,6 +544,31 @@ fn a_removal_that_is_owed_ends_with_the_next_put() {
     }
 }
 
+/// Whoever stores it again does not hold the latch, as a close does with durability=remote.
+#[test]
+fn a_removal_that_is_owed_ends_before_the_first_copy_is_stored() {
+    let fixture = three_of(3);
+    let sum = put(&fixture.sharding, b"dead, and alive again");
+    fixture.disks[0].writes.store(true, Ordering::SeqCst);
+    fixture.sharding.remove(&sum).unwrap();
+    assert!(fixture.sharding.owes_removal(&sum));
+    fixture.break_disk(0, false);
+    fixture.sharding.put_copy(&sum, &held(b"dead, and alive again")).unwrap();
+    fixture.sharding.remove_left(&sum).unwrap();
+    assert_eq!(fixture.holders(&sum).len(), 3);
+    // Where it is left on every shard, there is no other place for it.
+    for i in 0..3 {
+        fixture.disks[i].writes.store(true, Ordering::SeqCst);
+    }
+    fixture.sharding.remove(&sum).unwrap();
+    assert!(fixture.sharding.owes_removal(&sum));
+    (0..3).for_each(|i| fixture.break_disk(i, false));
+    let fresh = staged(&fixture.sharding, b"dead, and alive again");
+    fixture.sharding.put(std::slice::from_ref(&fresh)).unwrap();
+    fixture.sharding.remove_left(&sum).unwrap();
+    assert_eq!(fixture.holders(&sum).len(), 3);
+}
+
 /// Something else in the place of a blob's file, that cannot be opened as one.
 #[test]
 fn one_odd_file_takes_no_shard_away() {

@@ -288,7 +288,7 @@ impl Provider for Timed {
 
     fn remove(&self, sum: &Checksum) -> Result<bool> {
         let sum = *sum;
-        self.change(self.look_longest, move |inner| inner.remove(&sum))
+        self.change(self.write_longest, move |inner| inner.remove(&sum))
     }
 
     fn force_removed(&self, sums: &[Checksum]) -> Result<()> {

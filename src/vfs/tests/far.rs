@@ -173,8 +173,13 @@ fn a_writer_waits_for_a_latch_with_his_node_free() {
     thread::scope(|scope| {
         let latch = vfs.store.latch(&sum);
         let opened = scope.spawn(|| vfs.open(&ME, ino, WRITE, &register(false)).map(drop));
-        thread::sleep(Duration::from_millis(500));
-        assert!(vfs.nodes.try_lock(ino).is_some() && !opened.is_finished());
+        thread::sleep(Duration::from_millis(100));
+        let end = Instant::now() + Duration::from_secs(60);
+        while vfs.nodes.try_lock(ino).is_none() {
+            assert!(Instant::now() < end, "the node stays locked");
+            thread::sleep(Duration::from_millis(1));
+        }
+        assert!(!opened.is_finished());
         drop(latch);
         opened.join().unwrap().unwrap();
     });

@@ -3,7 +3,7 @@
 use super::super::super::Listed;
 use super::*;
 
-const PATIENCE: Duration = Duration::from_millis(200);
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A shard that hangs when its gate is closed, as it is behind a network.
 fn far() -> (tempfile::TempDir, Arc<Breakable>, Timed) {
