@@ -131,3 +131,7 @@ fn filestore_options(leaf: &config::FileSystem) -> filestore::Options {
     let blob_owner = (leaf.blob_uid.is_some() || leaf.blob_gid.is_some()).then_some(owner);
     filestore::Options { blob_mode: leaf.blob_mode, blob_owner }
 }
+
+#[cfg(test)]
+#[cfg(debug_assertions)]
+mod tests;

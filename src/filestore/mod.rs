@@ -18,7 +18,7 @@ mod file_system;
 mod full_db;
 mod latch;
 #[cfg(test)]
-mod laws;
+pub(crate) mod laws;
 pub mod object_store;
 mod provider;
 pub mod retry;
@@ -153,6 +153,12 @@ impl Filestore {
     /// The cache, if the chain has one.
     pub fn cache(&self) -> Option<&CacheFs> {
         self.parts.cache.as_deref()
+    }
+
+    /// The chain itself, for its laws.
+    #[cfg(test)]
+    pub(crate) fn provider(&self) -> Arc<dyn Provider> {
+        Arc::clone(&self.provider)
     }
 
     /// Which blobs came with bytes that are not theirs: what was read of them before is in doubt.

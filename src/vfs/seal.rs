@@ -337,7 +337,8 @@ impl Vfs {
         }
         match (self.put_accepted(&latches, &accepted), accepted.as_slice()) {
             (Ok(()), all) => all.len(),
-            (Err(error), [one]) => {
+            // That a file's bytes could not be forced is told by the second try, and has to be recorded at once.
+            (Err(error), [one]) if matches!(&error, Error::Store(error) if error.is_transient()) => {
                 self.not_put(one, error, failure);
                 0
             }

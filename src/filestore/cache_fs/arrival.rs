@@ -51,6 +51,8 @@ pub(super) struct Arrival {
     sum: Checksum,
     size: u64,
     remote: Box<dyn Remote>,
+    /// The last removal before it was made.
+    began: u64,
     progress: Mutex<Progress>,
     moved: Condvar,
     /// Taken for writing when it changes, never while something is fetched or forced; before `progress`.
@@ -147,6 +149,7 @@ impl Arrival {
             sum: *sum,
             size: remote.size(),
             remote,
+            began: core.removals.last(),
             progress: Mutex::new(Progress {
                 phase: Phase::Idle,
                 fetching: false,
@@ -313,7 +316,7 @@ impl Arrival {
         if self.hold_cached() {
             return Ok(());
         }
-        let filling = Filling::begin(&self.core, &self.sum, self.size).ok_or(Stop::Unwanted)?;
+        let filling = Filling::begin(&self.core, &self.sum, self.size, self.began).ok_or(Stop::Unwanted)?;
         *self.held.write() = Some(Held::Growing(filling));
         let (mut hasher, mut at, mut stop) = (Hasher::default(), 0, None);
         let streamed = self.remote.stream(0, &mut |piece| {

@@ -25,6 +25,7 @@ use super::Options;
 use super::arrival::Arrival;
 use super::fill::Fill;
 use super::ledger::{Asked, Ledger, room_of};
+use super::removals::Removals;
 use crate::change::StagingName;
 use crate::checksum::Checksum;
 use crate::clock;
@@ -58,6 +59,7 @@ pub(super) struct Core {
     claims: Mutex<HashMap<Checksum, Claim>>,
     pub(super) arrivals: Mutex<HashMap<Checksum, Weak<Arrival>>>,
     pub(super) alterations: Arc<Alterations>,
+    pub(super) removals: Removals,
     left: Mutex<Vec<Left>>,
     asked: Mutex<Vec<Asked>>,
     evicting: Mutex<()>,
@@ -131,6 +133,7 @@ impl Core {
             claims: Mutex::default(),
             arrivals: Mutex::default(),
             alterations: Arc::default(),
+            removals: Removals::default(),
             left: Mutex::new(left),
             asked: Mutex::default(),
             evicting: Mutex::default(),

@@ -36,6 +36,8 @@ pub(super) struct Fill {
     pub(super) sum: Checksum,
     size: u64,
     from: Source,
+    /// The last removal before its bytes were looked for.
+    began: u64,
 }
 
 /// What it is copied from.
@@ -116,7 +118,7 @@ impl Core {
             return;
         }
         if fills.len() < WAITING_MAX && !fills.iter().any(|fill| fill.sum == sum) {
-            fills.push_back(Fill { sum, size, from });
+            fills.push_back(Fill { sum, size, from, began: self.removals.last() });
         }
         drop(fills);
         if let Some(signal) = &*self.signal.lock() {
@@ -126,12 +128,12 @@ impl Core {
 
     /// Makes one of the copies that wait; whether there was one.
     pub(super) fn fill_next(self: &Arc<Core>) -> bool {
-        let Some(Fill { sum, size, from }) = self.fills.lock().pop_front() else { return false };
+        let Some(Fill { sum, size, from, began }) = self.fills.lock().pop_front() else { return false };
         let filled = match from {
-            Source::Staging(file) => self.copy_in(&sum, size, |to| {
+            Source::Staging(file) => self.copy_in(&sum, size, began, |to| {
                 file::copy_start(&file, to, size).doing("copy into the cache blob", sum.to_string())
             }),
-            Source::HandedOver(file) => self.copy_in(&sum, size, |to| {
+            Source::HandedOver(file) => self.copy_in(&sum, size, began, |to| {
                 file::copy_start(&file, to, size).doing("copy into the cache blob", sum.to_string())
             }),
             Source::Below => self.copy_from_below(&sum, size, &|| true),
@@ -152,6 +154,7 @@ impl Core {
         size: u64,
         go_on: &dyn Fn() -> bool,
     ) -> Result<bool> {
+        let began = self.removals.last();
         match self.below.open(sum, Some(size))? {
             None => Err(Error::Missing(*sum)),
             Some(blob) if blob.size() != size => {
@@ -161,7 +164,7 @@ impl Core {
                 let handle = Arrival::of(self, sum, remote);
                 handle.0.complete(go_on).doing("fetch into the cache blob", sum.to_string())
             }
-            Some(blob) => self.copy_in(sum, size, |to| {
+            Some(blob) => self.copy_in(sum, size, began, |to| {
                 blob.copy_start(to, size).doing("copy into the cache blob", sum.to_string())
             }),
         }
@@ -172,12 +175,13 @@ impl Core {
         self: &Arc<Core>,
         sum: &Checksum,
         size: u64,
+        began: u64,
         copy: impl FnOnce(&File) -> Result<()>,
     ) -> Result<bool> {
         if self.cached(sum, Some(size)).is_some() {
             return Ok(true);
         }
-        let Some(mut filling) = Filling::begin(self, sum, size) else { return Ok(false) };
+        let Some(mut filling) = Filling::begin(self, sum, size, began) else { return Ok(false) };
         copy(&filling.file)?;
         let digest =
             checksum::digest(&filling.file, || true).doing("read the copy of blob", sum.to_string())?;

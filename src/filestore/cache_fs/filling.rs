@@ -111,18 +111,19 @@ pub(super) struct Filling {
     place: Place,
     path: String,
     pub(super) file: File,
+    began: u64,
     named: bool,
 }
 
 impl Filling {
-    /// An empty file with room for the blob, if there is any.
-    pub(super) fn begin(core: &Arc<Core>, sum: &Checksum, size: u64) -> Option<Filling> {
+    /// An empty file with room for the blob, if there is any. `began` is the last removal before its bytes were looked for.
+    pub(super) fn begin(core: &Arc<Core>, sum: &Checksum, size: u64, began: u64) -> Option<Filling> {
         let place = Place::take(core, &[(*sum, size)]).pop().flatten()?;
         // A crash from here on leaves a row without a file, and perhaps a file that the next start clears away.
         failpoint::hit("cache.begun");
         let path = core.temporary(sum);
         match core.dirs[place.dir].volume().create_file(&path, 0o600) {
-            Ok(file) => Some(Filling { place, path, file, named: false }),
+            Ok(file) => Some(Filling { place, path, file, began, named: false }),
             Err(error) => {
                 core.complain(&error);
                 None
@@ -139,7 +140,11 @@ impl Filling {
     /// Gives the file, which is forced, the blob's name; false when the blob was removed meanwhile.
     pub(super) fn settle(&mut self) -> Result<bool> {
         let (sum, path) = (self.place.sum, &self.path);
-        self.named = self.place.settle(|dir| dir.place_file(&sum, path).map(|()| true))?;
+        let (core, began) = (Arc::clone(&self.place.core), self.began);
+        self.named = self.place.settle(|dir| match core.removals.since(&sum, began) {
+            true => Ok(false),
+            false => dir.place_file(&sum, path).map(|()| true),
+        })?;
         if self.named {
             // A crash here leaves a whole blob in the cache.
             failpoint::hit("cache.named");

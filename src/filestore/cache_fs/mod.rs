@@ -19,6 +19,7 @@ mod core;
 mod fill;
 mod filling;
 mod ledger;
+mod removals;
 mod sweep;
 
 use std::io;
@@ -359,6 +360,7 @@ impl Provider for CacheFs {
     fn remove(&self, sum: &Checksum) -> Result<bool> {
         // In this order: what is below may be handing the blob over, and has done so, or will not, when this returns.
         let removed = self.core.below.remove(sum)?;
+        self.core.removals.note(sum);
         let arrival = self.core.arrivals.lock().remove(sum).and_then(|arrival| arrival.upgrade());
         if let Some(arrival) = arrival {
             arrival.blob_is_gone();
