@@ -102,6 +102,22 @@ impl Hasher {
     }
 }
 
+/// Computes a checksum alone, for what is only to be compared with one.
+#[derive(Default)]
+pub struct Comparison(Sha1);
+
+impl Comparison {
+    /// Takes the next bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The checksum of everything taken.
+    pub fn finish(self) -> Checksum {
+        Checksum(self.0.finalize().into())
+    }
+}
+
 /// How many bytes a pass reads at a time: fits the second-level cache, so the second hash finds them there.
 const PASS_BYTES: usize = 256 * 1024;
 

@@ -19,7 +19,7 @@ use super::provider::{Found, Health, Listed, Offer, Provider, ProviderStatus, Vi
 use super::staging::{StagingDir, staging_path};
 use super::volume::{ASIDE, HERE, MARKER, NotForced, PRE, ToForce, Volume, Work, tidied};
 use crate::change::StagingName;
-use crate::checksum::{Checksum, Hasher};
+use crate::checksum::{Checksum, Comparison};
 use crate::failpoint;
 use crate::sys::file;
 use crate::text;
@@ -346,13 +346,13 @@ impl FileSystem {
     fn copy_verified(&self, sum: &Checksum, blob: &Blob, temporary: &str) -> Result<()> {
         self.volume.remove(temporary)?;
         let copy = self.volume.create_file(temporary, 0o600)?;
-        let mut hasher = Hasher::default();
+        let mut hasher = Comparison::default();
         blob.each_piece(|piece, offset| {
             hasher.update(piece);
             file::write_all_at(&copy, piece, offset)
         })
         .doing("copy a blob into", self.volume.at(temporary))?;
-        if hasher.finish().checksum != *sum {
+        if hasher.finish() != *sum {
             return Err(Error::Altered(*sum));
         }
         self.staging.dress(temporary, self.options.blob_mode, self.options.blob_owner)?;

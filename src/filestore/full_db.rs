@@ -19,7 +19,7 @@ use super::provider::{Found, Health, Listed, Offer, Provider, ProviderStatus, Vi
 use super::staging::StagingDir;
 use super::volume::{Volume, Work};
 use crate::change::StagingName;
-use crate::checksum::{Checksum, Hasher};
+use crate::checksum::{Checksum, Comparison};
 use crate::failpoint;
 use crate::text;
 
@@ -176,13 +176,13 @@ impl FullDb {
         if let Some((stands, _)) = find(tx, sum).map_err(sql)? {
             self.db.unname(tx, stands, unnaming).map_err(sql)?;
         }
-        let mut hasher = Hasher::default();
+        let mut hasher = Comparison::default();
         self.insert_parts(tx, sum, blob.size(), |buffer, offset| {
             let read = blob.read_at(buffer, offset).doing("read blob", sum.to_string())?;
             hasher.update(&buffer[..read]);
             if read < buffer.len() { Err(Error::Altered(*sum)) } else { Ok(()) }
         })?;
-        if hasher.finish().checksum == *sum { Ok(()) } else { Err(Error::Altered(*sum)) }
+        if hasher.finish() == *sum { Ok(()) } else { Err(Error::Altered(*sum)) }
     }
 
     /// Makes the rows of a blob from what `read` fills whole buffers with, in order.

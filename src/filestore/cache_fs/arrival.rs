@@ -20,7 +20,7 @@ use super::super::blob::{Blob, FileId, Remote, read_fully};
 use super::super::error::Error;
 use super::core::Core;
 use super::filling::Filling;
-use crate::checksum::{Checksum, Hasher};
+use crate::checksum::{Checksum, Comparison};
 use crate::failpoint;
 use crate::sys::file;
 
@@ -318,7 +318,7 @@ impl Arrival {
         }
         let filling = Filling::begin(&self.core, &self.sum, self.size, self.began).ok_or(Stop::Unwanted)?;
         *self.held.write() = Some(Held::Growing(filling));
-        let (mut hasher, mut at, mut stop) = (Hasher::default(), 0, None);
+        let (mut hasher, mut at, mut stop) = (Comparison::default(), 0, None);
         let streamed = self.remote.stream(0, &mut |piece| {
             if self.is_unwanted(at) {
                 stop = Some(Stop::Unwanted);
@@ -340,7 +340,7 @@ impl Arrival {
             let text = format!("only {at} of {} bytes came", self.size);
             return Err(Stop::Failed(io::Error::new(io::ErrorKind::UnexpectedEof, text)));
         }
-        if hasher.finish().checksum != self.sum {
+        if hasher.finish() != self.sum {
             return Err(Stop::Altered);
         }
         self.is_good();

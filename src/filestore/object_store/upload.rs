@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 
 use super::super::error::{Error, Result};
 use super::calls::{Kind, Outcome, Server};
-use crate::checksum::{Checksum, Hasher};
+use crate::checksum::{Checksum, Comparison};
 use crate::failpoint;
 use crate::text;
 
@@ -101,9 +101,9 @@ impl Drop for Window<'_> {
 pub(super) fn whole(server: &Arc<Server>, source: &Source<'_>, window: &mut Window<'_>) -> Result<()> {
     window.make_room(source.size)?;
     let bytes = source.part(0, source.size)?;
-    let mut hasher = Hasher::default();
+    let mut hasher = Comparison::default();
     hasher.update(&bytes);
-    if hasher.finish().checksum != source.sum || !source.ends()? {
+    if hasher.finish() != source.sum || !source.ends()? {
         return Err(Error::Altered(source.sum));
     }
     let (server, key, replace) = (Arc::clone(server), source.key.clone(), source.replace);
@@ -174,7 +174,7 @@ fn send_parts(
 ) -> Result<()> {
     let element = element.max(source.size.div_ceil(PARTS_MAX)).max(1);
     let mut window = Window::new(server);
-    let (mut hasher, mut from) = (Hasher::default(), 0);
+    let (mut hasher, mut from) = (Comparison::default(), 0);
     while from < source.size {
         let length = element.min(source.size - from);
         window.make_room(length)?;
@@ -186,7 +186,7 @@ fn send_parts(
         from += length;
     }
     window.finish()?;
-    if hasher.finish().checksum != source.sum || !source.ends()? {
+    if hasher.finish() != source.sum || !source.ends()? {
         return Err(Error::Altered(source.sum));
     }
     Ok(())
