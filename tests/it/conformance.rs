@@ -34,9 +34,10 @@ fn run_fsx(t: &Tree, seed: u32, operations: u32, more: &str) {
          posix_fallocate = 2\npunch_hole = 3\nsendfile = 5\nposix_fadvise = 1\ncopy_file_range = 5\n"
     );
     fs::write(&config, text).unwrap();
-    // Where the tool lies, an ordinary user may not come.
-    fs::write(&program, fs::read(tool("fsx")).unwrap()).unwrap();
-    fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    // Where the tool lies, an ordinary user may not come. Written by a process of its own: what another test starts meanwhile
+    // would have it open, and a file that is open for writing cannot be run.
+    let (tool, copy) = (tool("fsx"), program.to_str().unwrap());
+    run_command(&mut command("install", &["-m", "755", tool.to_str().unwrap(), copy])).ok();
     let (seed, operations, file) = (seed.to_string(), operations.to_string(), t.path("file"));
     let args = ["-q", "-f", config.to_str().unwrap(), "-S", &seed, "-N", &operations, "-P"];
     let ran = run_command(command(&program, &args).arg(own.path()).arg(&file));
