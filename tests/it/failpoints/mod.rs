@@ -117,5 +117,6 @@ fn dies(depot: &Steered, point: &str) {
         );
         std::thread::sleep(Duration::from_millis(2));
     }
-    assert_eq!(depot.fired(bare(point)), 1, "{point}: died elsewhere; passed were {}", depot.hits());
+    // More than once where several threads were at it.
+    assert_ne!(depot.fired(bare(point)), 0, "{point}: died elsewhere; passed were {}", depot.hits());
 }
