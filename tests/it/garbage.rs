@@ -86,7 +86,8 @@ fn peers_of_the_daemon_cannot_harm_it() {
         eventually("places to be free again", || depot.cli(&["metrics", depot.dir_str()]).code == Some(0));
         assert_eq!(depot.pid(), pid);
         let open = || fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
-        eventually("descriptors to be closed", || open() <= descriptors + 4);
+        // The index keeps some connections for those who read it at once, with three descriptors each; 300 peers came.
+        eventually("descriptors to be closed", || open() <= descriptors + 40);
         assert!(
             kib(pid, "VmRSS:") < memory + (48 << 10),
             "memory: {memory} KiB, {} after",
