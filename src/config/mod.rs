@@ -11,6 +11,7 @@ mod eventual;
 mod faulty;
 mod file;
 pub mod keys;
+mod kind;
 mod nearest;
 mod object_store;
 mod quantity;

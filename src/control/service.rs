@@ -276,7 +276,9 @@ impl Service {
 
     fn verify(&self, target: &Target) -> Done {
         let BlobRow { checksum: sum, size, blake3, .. } = self.blob(target)?;
-        let wrong = match self.vfs.store().verify(&sum, blake3.as_ref()).map_err(in_store)? {
+        let is_known = || self.vfs.index().blob(&sum).is_ok_and(|row| row.is_some());
+        let verdict = self.vfs.store().verify(&sum, size, blake3.as_ref(), &is_known);
+        let wrong = match verdict.map_err(in_store)? {
             Verdict::Good { size: found, .. } if found == size => None,
             Verdict::Good { size: found, .. } => Some(format!("it has {found} bytes, the index says {size}")),
             Verdict::Altered { size: found } if found == size => Some("its bytes were altered".into()),
@@ -284,6 +286,7 @@ impl Service {
             Verdict::SomeAltered { bad, of } => {
                 Some(format!("{bad} of its {of} copies were altered: they are made anew from another"))
             }
+            Verdict::Healed(from) => Some(format!("its bytes were altered or missing: put back from {from}")),
             Verdict::Missing => Some("it is missing from the filestore".into()),
         };
         Answer::of(&Verified { sha1: sum.to_string(), size, wrong })

@@ -130,7 +130,24 @@ impl Reload {
 
 /// Whether another value of this key can hold while the depot is mounted.
 fn changes_now(key: &str, same_chain: bool) -> bool {
-    key == "log.level" || (same_chain && key.starts_with("sharding.") && key != "sharding.dir")
+    key == "log.level"
+        || same_chain && (key.starts_with("sharding.") && key != "sharding.dir" || is_limit(key))
+}
+
+/// Whether a key is one of the limits and times that a layer looks at when it needs them.
+fn is_limit(key: &str) -> bool {
+    const LIMITS: [&str; 9] = [
+        "cache-fs.max-cache-size",
+        "cache-fs.max-file-size-limit",
+        "cache-fs.min-free-space",
+        "cache-fs.skip-during-upload",
+        "eventual.dispatcher-interval",
+        "eventual.timeout",
+        "eventual.drain-timeout",
+        "eventual.min-free-space",
+        "eventual.max-queue-size",
+    ];
+    key.starts_with("retry.") || LIMITS.contains(&key)
 }
 
 /// The next blobs that files have; `None` when the index cannot tell.

@@ -14,7 +14,8 @@ use super::full_db::FullDb;
 use super::object_store::{self, ObjectStore};
 use super::provider::Provider;
 use super::retry::{self, Retry};
-use super::sharding::{self, Choice, Shard, Sharding, Timed, Write};
+use super::sharding::{self, Choice, Shard, Sharding, Write};
+use super::timed::Timed;
 use super::volume::Volume;
 
 /// One provider of a chain, as it is configured.
@@ -98,6 +99,8 @@ pub struct Parts {
     pub cache: Option<Arc<CacheFs>>,
     /// The queue.
     pub queue: Option<Arc<Eventual>>,
+    /// What does again what failed.
+    pub retry: Option<Arc<Retry>>,
     /// Where blobs are spread over shards.
     pub sharding: Option<Arc<Sharding>>,
     /// The bucket.
@@ -168,7 +171,7 @@ impl Layer {
         parts: &mut Parts,
     ) -> Result<Arc<dyn Provider>> {
         Ok(match self {
-            Layer::FileSystem { dir, options } => Arc::new(FileSystem::open(dir, depot_id, options)?),
+            Layer::FileSystem { dir, options } => file_system(dir, depot_id, options)?,
             Layer::FullDb { dir } => Arc::new(FullDb::open(dir, depot_id)?),
             Layer::CacheFs { dirs, options } => {
                 let below = below.ok_or(Error::NoProvider)?;
@@ -184,7 +187,7 @@ impl Layer {
             }
             Layer::Eventual { dir, options } => {
                 let below = below.ok_or(Error::NoProvider)?;
-                let queue = Arc::new(Eventual::open(dir, depot_id, below, options.clone())?);
+                let queue = Arc::new(Eventual::open(dir, depot_id, below, *options)?);
                 parts.queue = Some(Arc::clone(&queue));
                 queue
             }
@@ -196,7 +199,11 @@ impl Layer {
                 parts.objects = Some(Arc::clone(&objects));
                 objects
             }
-            Layer::Retry(options) => Arc::new(Retry::over(below.ok_or(Error::NoProvider)?, *options)),
+            Layer::Retry(options) => {
+                let retry = Arc::new(Retry::over(below.ok_or(Error::NoProvider)?, *options));
+                parts.retry = Some(Arc::clone(&retry));
+                retry
+            }
         })
     }
 
@@ -256,10 +263,21 @@ impl Parts {
     ) -> Result<Vec<String>> {
         let mut refused = Vec::new();
         for layer in chain {
-            // The others take theirs at the next mount.
-            if let (Layer::Sharding { .. }, Some(sharding)) = (layer, &self.sharding) {
-                let (shards, options) = layer.shards(depot_id);
-                refused.extend(sharding.change(shards, options, wanted)?);
+            match layer {
+                Layer::Sharding { .. } => {
+                    if let Some(sharding) = &self.sharding {
+                        let (shards, options) = layer.shards(depot_id);
+                        refused.extend(sharding.change(shards, options, wanted)?);
+                    }
+                }
+                Layer::CacheFs { options, .. } => self.cache.iter().for_each(|cache| cache.change(*options)),
+                Layer::Eventual { options, .. } => self.queue.iter().for_each(|queue| queue.change(*options)),
+                Layer::Retry(options) => self.retry.iter().for_each(|retry| retry.change(*options)),
+                // These take theirs at the next mount.
+                Layer::FileSystem { .. }
+                | Layer::FullDb { .. }
+                | Layer::Faulty { .. }
+                | Layer::ObjectStore(_) => {}
             }
         }
         Ok(refused)
@@ -273,14 +291,19 @@ impl ShardOptions {
             if may_make && is_nothing(&dir) {
                 FileSystem::create(&dir, depot_id, &Options::default())?;
             }
-            let shard = FileSystem::open(&dir, depot_id, &Options::default())?;
-            Ok(match shard.is_on_network() {
-                true => Arc::new(Timed::over(dir.clone(), Arc::new(shard))),
-                false => Arc::new(shard),
-            })
+            file_system(&dir, depot_id, &Options::default())
         };
         Shard::new(self.dir.clone(), self.zone.clone(), self.write_enabled, check_period, Box::new(open))
     }
+}
+
+/// Opens a directory; one whose calls may hang has ends for them.
+fn file_system(dir: &Path, depot_id: [u8; 16], options: &Options) -> Result<Arc<dyn Provider>> {
+    let files = FileSystem::open(dir, depot_id, options)?;
+    Ok(match files.is_on_network() {
+        true => Arc::new(Timed::over(dir.to_owned(), Arc::new(files))),
+        false => Arc::new(files),
+    })
 }
 
 /// Whether nothing is there, or an empty directory, such as a new disk has.

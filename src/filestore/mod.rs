@@ -25,6 +25,8 @@ pub mod retry;
 pub mod sharding;
 mod staging;
 mod through;
+mod timed;
+mod verify;
 mod volume;
 
 use std::collections::BTreeSet;
@@ -49,12 +51,16 @@ pub use provider::{
 };
 pub use sharding::Wanted;
 pub use staging::{StagingDir, StagingReader, StagingStat, StagingWriter, lacks_staging};
+#[cfg(test)]
+pub use timed::Timed;
+pub use verify::Verdict;
 
 use crate::change::{MountId, StagingName};
 use crate::checksum::{Checksum, Digest};
 use error::Doing;
 use latch::Latches;
 use through::{TURN_WAIT_MAX, Turns};
+use timed::Looks;
 
 /// How often somebody who waits for the queue looks at it.
 const DRAIN_POLL: Duration = Duration::from_millis(5);
@@ -63,7 +69,6 @@ const DRAIN_POLL: Duration = Duration::from_millis(5);
 #[derive(Debug)]
 pub struct Filestore {
     provider: Arc<dyn Provider>,
-    reach: Reach,
     parts: Parts,
     alterations: Arc<Alterations>,
     latches: Latches,
@@ -71,34 +76,10 @@ pub struct Filestore {
     mending: Latches,
     /// Counts listings of staging directories that may hang.
     listing: Arc<()>,
+    /// Looks at staging files that may.
+    looks: Looks,
     /// Closes that store their files where no queue bounds them; taken before the latch.
     turns: Turns,
-}
-
-/// What a look at every byte of a blob found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// The bytes are those of its name (and of its BLAKE3, where that was given).
-    Good {
-        /// BLAKE3 of them.
-        blake3: [u8; 32],
-        /// How many.
-        size: u64,
-    },
-    /// They are not.
-    Altered {
-        /// How many there are.
-        size: u64,
-    },
-    /// Some of its copies are good and others not, which are made anew by the next `mend`.
-    SomeAltered {
-        /// How many are not.
-        bad: u64,
-        /// How many there are.
-        of: u64,
-    },
-    /// There is no such blob.
-    Missing,
 }
 
 impl Filestore {
@@ -125,13 +106,13 @@ impl Filestore {
         }
         let alterations = parts.cache.as_ref().map_or_else(Arc::default, |cache| cache.alterations());
         Filestore {
-            reach: provider.reach(),
             alterations,
             provider,
             parts,
             latches: Latches::default(),
             mending: Latches::default(),
             listing: Arc::default(),
+            looks: Looks::default(),
             turns: Turns::default(),
         }
     }
@@ -301,6 +282,15 @@ impl Filestore {
         self.provider.staging(name)?.stat(name)
     }
 
+    /// The same for whoever only looks at the file: he does not wait for a disk that hangs for longer than for anything else.
+    pub fn look_at_staging(&self, name: StagingName) -> Result<StagingStat> {
+        let dir = self.provider.staging(name)?;
+        match dir.is_on_network() {
+            true => self.looks.look(&dir.path(), move || dir.stat(name)),
+            false => dir.stat(name),
+        }
+    }
+
     /// Makes bytes and names of staging files durable. Many at once cost one flush, and so do single ones that several
     /// threads ask for at the same time; one alone does not wait for others.
     pub fn force_staging(&self, names: &[StagingName]) -> Result<()> {
@@ -344,7 +334,7 @@ impl Filestore {
         for dir in self.provider.staging_dirs() {
             // Whoever takes stock does not wait for a server that does not answer.
             all.extend(match dir.is_on_network() {
-                true => sharding::within_a_moment(&dir.path(), &self.listing, move || dir.aside())?,
+                true => timed::within_a_moment(&dir.path(), &self.listing, move || dir.aside())?,
                 false => dir.aside()?,
             });
         }
@@ -521,67 +511,9 @@ impl Filestore {
         blob.digest(|| true).doing("read all of blob", sum.to_string())
     }
 
-    /// Reads every byte of a blob, of each copy where there are several, a cached one too, and compares: by BLAKE3 where the
-    /// caller knows it, which is faster, else by SHA-1.
-    pub fn verify(&self, sum: &Checksum, blake3: Option<&[u8; 32]>) -> Result<Verdict> {
-        let Some(sharding) = &self.parts.sharding else { return self.verify_one(sum, blake3) };
-        let (mut good, mut of) = (0, 0);
-        for blob in sharding.open_all(sum) {
-            let (is_good, _) = look_at(&blob, sum, blake3).doing("read all of blob", sum.to_string())?;
-            // What is a writer's by now was nobody's copy.
-            if is_good || self.is_still(sum, &blob)? {
-                good += u64::from(is_good);
-                of += 1;
-            }
-        }
-        if good == of || good == 0 {
-            return self.verify_one(sum, blake3);
-        }
-        sharding.owe(sum)?;
-        Ok(Verdict::SomeAltered { bad: of - good, of })
-    }
-
-    fn verify_one(&self, sum: &Checksum, blake3: Option<&[u8; 32]>) -> Result<Verdict> {
-        self.verify_cached(sum, blake3)?;
-        loop {
-            let found = match self.cache() {
-                Some(cache) => cache.open_below(sum)?,
-                None => self.provider.open(sum, None)?,
-            };
-            let Some(blob) = found else { return Ok(Verdict::Missing) };
-            let size = blob.size();
-            let (good, found) = look_at(&blob, sum, blake3).doing("read all of blob", sum.to_string())?;
-            // A blob's file can change hands and be written while it is read: then what was read is nobody's.
-            if self.is_still(sum, &blob)? {
-                return Ok(if good {
-                    Verdict::Good { blake3: found, size }
-                } else {
-                    Verdict::Altered { size }
-                });
-            }
-        }
-    }
-
-    /// Drops the cached copy if it is altered. If it is good that says nothing of the blob, which is what is below.
-    fn verify_cached(&self, sum: &Checksum, blake3: Option<&[u8; 32]>) -> Result<()> {
-        let Some(blob) = self.cache().and_then(|cache| cache.open_cached(sum)) else { return Ok(()) };
-        let (good, _) = look_at(&blob, sum, blake3).doing("read all of blob", sum.to_string())?;
-        if !good && self.drop_if_cached(sum, &blob)? {
-            tracing::warn!("the cached copy of blob {sum} was altered: dropped");
-        }
-        Ok(())
-    }
-
     /// What its callers may have to wait for.
     pub fn reach(&self) -> Reach {
-        self.reach
-    }
-
-    /// Drops what was read and is altered, if it is the cached copy; whether it was.
-    fn drop_if_cached(&self, sum: &Checksum, blob: &Blob) -> Result<bool> {
-        let (Some(cache), Some(file)) = (self.cache(), blob.file_id()) else { return Ok(false) };
-        let _latch = self.latches.take(*sum);
-        cache.drop_copy(sum, file)
+        self.provider.reach()
     }
 
     /// How the chain does.
@@ -604,16 +536,6 @@ fn sized(sum: &Checksum, size: u64, blob: Option<Blob>) -> Result<Blob> {
         }
         Some(blob) => Ok(blob),
     }
-}
-
-/// Whether the bytes are the expected ones, and their BLAKE3.
-fn look_at(blob: &Blob, sum: &Checksum, blake3: Option<&[u8; 32]>) -> io::Result<(bool, [u8; 32])> {
-    if let Some(expected) = blake3 {
-        let found = blob.blake3()?;
-        return Ok((found == *expected, found));
-    }
-    let found = blob.digest(|| true)?;
-    Ok(found.map_or((false, [0; 32]), |found| (found.checksum == *sum, found.blake3)))
 }
 
 #[cfg(test)]

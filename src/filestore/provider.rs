@@ -69,6 +69,12 @@ pub trait Provider: fmt::Debug + Send + Sync + 'static {
     /// way: what is not what its name says is [`Error::Altered`](super::Error::Altered) and is not passed on.
     fn put_copy(&self, sum: &Checksum, blob: &Blob) -> Result<()>;
 
+    /// Puts good bytes in the place of those that every layer below the copies on this host has: `put_copy`, which ends where the
+    /// blob is stored and not in a queue on the way.
+    fn heal(&self, sum: &Checksum, blob: &Blob) -> Result<()> {
+        self.put_copy(sum, blob)
+    }
+
     /// Does what takes long of a `put_copy` that follows, in which the caller holds the latch as here it does not. Nothing of
     /// it is seen but by `forget_copy`, after which it is gone. One at a time for a blob.
     fn prepare_copy(&self, _sum: &Checksum, _blob: &Blob) -> Result<()> {
@@ -126,8 +132,10 @@ pub enum Reach {
     Here,
     /// To read, something that is not on this host; puts and removals end here.
     FarReads,
-    /// Anything may wait for something that is not on this host.
+    /// Anything may wait for something that is not on this host, but what is done with staging files.
     Far,
+    /// That as well: they are on a network file system.
+    Network,
 }
 
 /// A place that has a blob.

@@ -16,6 +16,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::RwLock;
+
 use super::blob::{Blob, BlobFile, FileId, Remote};
 use super::error::{Error, Result, is_transient};
 use super::provider::{Found, Listed, Mended, Offer, Provider, ProviderStatus, Reach, Visit};
@@ -44,23 +46,32 @@ pub struct Options {
 #[derive(Debug)]
 pub struct Retry {
     below: Arc<dyn Provider>,
-    options: Options,
+    options: RwLock<Options>,
 }
 
 impl Retry {
     /// One over a provider.
     pub fn over(below: Arc<dyn Provider>, options: Options) -> Retry {
-        Retry { below, options }
+        Retry { below, options: RwLock::new(options) }
+    }
+
+    /// Others hold from the next call on.
+    pub fn change(&self, options: Options) {
+        *self.options.write() = options;
+    }
+
+    fn options(&self) -> Options {
+        *self.options.read()
     }
 
     /// Work that nobody waits for in a system call, or only a job.
     fn work<T>(&self, attempt: impl FnMut() -> Result<T>) -> Result<T> {
-        self.options.work().run(attempt, Error::is_transient)
+        self.options().work().run(attempt, Error::is_transient)
     }
 
     /// A question of a reader.
     fn read<T>(&self, attempt: impl FnMut() -> Result<T>) -> Result<T> {
-        self.options.read().run(attempt, Error::is_transient)
+        self.options().read().run(attempt, Error::is_transient)
     }
 }
 
@@ -161,7 +172,7 @@ impl Remote for Patient {
 
 impl Provider for Retry {
     fn open(&self, sum: &Checksum, size: Option<u64>) -> Result<Option<Blob>> {
-        let options = self.options;
+        let options = self.options();
         let patient = |blob| match blob {
             Blob::Remote(remote) => Blob::Remote(Box::new(Patient { remote, options })),
             local => local,
@@ -205,6 +216,10 @@ impl Provider for Retry {
         self.work(|| self.below.put_copy(sum, blob))
     }
 
+    fn heal(&self, sum: &Checksum, blob: &Blob) -> Result<()> {
+        self.work(|| self.below.heal(sum, blob))
+    }
+
     fn detach(&self, sum: &Checksum, name: StagingName, file: FileId) -> Result<()> {
         self.below.detach(sum, name, file)
     }
@@ -224,7 +239,7 @@ impl Provider for Retry {
 
     /// Goes on behind the last blob that was shown; a stray behind it may be shown again.
     fn list(&self, after: Option<&Checksum>, visit: &mut Visit<'_>) -> Result<()> {
-        let (mut last, mut attempts) = (after.copied(), self.options.work());
+        let (mut last, mut attempts) = (after.copied(), self.options().work());
         loop {
             let start = last;
             let listed = self.below.list(start.as_ref(), &mut |listed| {
@@ -238,7 +253,7 @@ impl Provider for Retry {
                 done => return done,
             };
             if last > start {
-                attempts = self.options.work();
+                attempts = self.options().work();
             }
             if !attempts.wait(&error) {
                 return Err(error);
@@ -256,7 +271,7 @@ impl Provider for Retry {
 
     fn reach(&self) -> Reach {
         // Its pauses are long.
-        Reach::Far
+        self.below.reach().max(Reach::Far)
     }
 
     fn status(&self) -> ProviderStatus {

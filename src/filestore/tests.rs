@@ -211,14 +211,17 @@ fn altered_bytes_are_found() {
     let sum = put(depot.provider(), b"good bytes");
     let digest = depot.store.digest_blob(&sum).unwrap().unwrap();
     let good = Verdict::Good { blake3: digest.blake3, size: 10 };
-    assert_eq!(depot.store.verify(&sum, None).unwrap(), good);
-    assert_eq!(depot.store.verify(&sum, Some(&digest.blake3)).unwrap(), good);
+    assert_eq!(depot.store.verify(&sum, 10, None, &|| true).unwrap(), good);
+    assert_eq!(depot.store.verify(&sum, 10, Some(&digest.blake3), &|| true).unwrap(), good);
     fs::set_permissions(depot.blob(&sum), fs::Permissions::from_mode(0o600)).unwrap();
     fs::write(depot.blob(&sum), b"evil bytes").unwrap();
-    assert_eq!(depot.store.verify(&sum, None).unwrap(), Verdict::Altered { size: 10 });
-    assert_eq!(depot.store.verify(&sum, Some(&digest.blake3)).unwrap(), Verdict::Altered { size: 10 });
+    assert_eq!(depot.store.verify(&sum, 10, None, &|| true).unwrap(), Verdict::Altered { size: 10 });
+    assert_eq!(
+        depot.store.verify(&sum, 10, Some(&digest.blake3), &|| true).unwrap(),
+        Verdict::Altered { size: 10 }
+    );
     assert!(depot.store.remove_blob(&depot.store.latch(&sum)).unwrap());
-    assert_eq!(depot.store.verify(&sum, None).unwrap(), Verdict::Missing);
+    assert_eq!(depot.store.verify(&sum, 10, None, &|| true).unwrap(), Verdict::Missing);
     assert_eq!(depot.store.digest_blob(&sum).unwrap(), None);
 }
 
@@ -534,7 +537,7 @@ fn a_blob_whose_file_changes_hands_meanwhile_is_not_called_altered() {
             }
         });
         while !writer.is_finished() {
-            let verdict = depot.store.verify(&sum, None).unwrap();
+            let verdict = depot.store.verify(&sum, 1 << 20, None, &|| true).unwrap();
             assert!(matches!(verdict, Verdict::Good { .. }), "{verdict:?}");
         }
     });

@@ -15,15 +15,13 @@ use fuser::{
     Request, TimeOrNow, WriteFlags,
 };
 
-use crate::change::Ino;
-use crate::filestore::Reach;
 use crate::fuse::answer::{DOT, DOT_DOT, Dots, GENERATION, cached, caller, no_flush, nothing, token};
 use crate::fuse::behind::Behind;
 use crate::fuse::convert::{
     self, FOR_EVER, NOT_AT_ALL, Root, access, handle, handle_access, handle_alterations,
 };
 use crate::fuse::quiet::Quiet;
-use crate::fuse::slow::Slow;
+use crate::fuse::slow::{Lane, Slow, slow_if};
 use crate::fuse::watch::begin;
 use crate::metrics::Operation;
 use crate::vfs::attr::SetAttributes;
@@ -48,35 +46,14 @@ pub struct Adapter {
     pub(super) vfs: Arc<Vfs>,
     pub(super) root: Root,
     pub(super) quiet: Arc<Quiet>,
-    slow: Arc<Slow>,
+    pub(super) slow: Arc<Slow>,
     pub(super) behind: Behind,
-    reach: Reach,
 }
 
 impl Adapter {
     pub fn new(vfs: Arc<Vfs>) -> Adapter {
         let root = Root(vfs.options().subdir);
-        let reach = vfs.store().reach();
-        Adapter { vfs, root, quiet: Arc::default(), slow: Arc::default(), behind: Behind::default(), reach }
-    }
-
-    /// Answers a request, on a thread of its own kind when it may be `slow`.
-    fn answer(&self, slow: bool, work: impl FnOnce(&Adapter) + Send + 'static) {
-        if !slow {
-            return work(self);
-        }
-        let this = self.clone();
-        self.slow.run(move || work(&this));
-    }
-
-    /// Whether what writes or looks at bytes may wait for something far away.
-    fn far(&self) -> bool {
-        self.reach > Reach::Here
-    }
-
-    /// Whether the end of a seal may, and with it whoever waits for that.
-    fn puts_far(&self) -> bool {
-        self.reach == Reach::Far
+        Adapter { vfs, root, quiet: Arc::default(), slow: Arc::default(), behind: Behind::default() }
     }
 }
 
@@ -113,14 +90,21 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let _under_way = begin(Operation::Lookup, parent);
-        let parent = self.root.ino(parent);
-        match self.vfs.lookup(parent, name.as_bytes()) {
-            // Only requests can make the name, so the kernel may remember that it is not there.
-            Ok(None) => reply.entry(&FOR_EVER, &nothing(), GENERATION),
-            Ok(Some(attributes)) => self.entry("lookup", parent, Ok(attributes), reply),
-            Err(error) => reply.error(self.failed("lookup", parent, &error)),
+        let answer = move |this: &Adapter, name: &OsStr| {
+            let _under_way = begin(Operation::Lookup, parent);
+            let parent = this.root.ino(parent);
+            match this.vfs.lookup(parent, name.as_bytes()) {
+                // Only requests can make the name, so the kernel may remember that it is not there.
+                Ok(None) => reply.entry(&FOR_EVER, &nothing(), GENERATION),
+                Ok(Some(attributes)) => this.entry("lookup", parent, Ok(attributes), reply),
+                Err(error) => reply.error(this.failed("lookup", parent, &error)),
+            }
+        };
+        if self.stages_far() {
+            let name = name.to_owned();
+            return self.answer(Lane::Slow, move |this| answer(this, &name));
         }
+        answer(self, name);
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, _nlookup: u64) {
@@ -129,9 +113,11 @@ impl Filesystem for Adapter {
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        let _under_way = begin(Operation::Getattr, ino);
-        let ino = self.root.ino(ino);
-        self.attr("getattr", ino, self.vfs.attributes(ino), reply);
+        self.answer(slow_if(self.stages_far()), move |this| {
+            let _under_way = begin(Operation::Getattr, ino);
+            let ino = this.root.ino(ino);
+            this.attr("getattr", ino, this.vfs.attributes(ino), reply);
+        });
     }
 
     fn setattr(
@@ -157,9 +143,10 @@ impl Filesystem for Adapter {
         let nothing_set = mode.is_none() && uid.is_none() && gid.is_none() && size.is_none();
         let nothing_set = nothing_set && atime.is_none() && mtime.is_none() && ctime.is_none();
         let caller = caller(req);
-        self.answer(self.puts_far() || self.far() && size.is_some(), move |this| {
-            let _under_way = begin(Operation::Setattr, ino);
-            let ino = this.root.ino(ino);
+        let (node, ino) = (ino, self.root.ino(ino));
+        let lane = if size.is_some() { self.to_stage(|| self.far()) } else { self.to_change(ino) };
+        self.answer(lane, move |this| {
+            let _under_way = begin(Operation::Setattr, node);
             let found = if nothing_set {
                 this.vfs.clear_set_id_bits(ino)
             } else {
@@ -207,9 +194,12 @@ impl Filesystem for Adapter {
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let _under_way = begin(Operation::Unlink, parent);
-        let parent = self.root.ino(parent);
-        self.empty("unlink", parent, self.named(self.vfs.unlink(parent, name.as_bytes())), reply);
+        let name = name.to_owned();
+        self.answer(slow_if(self.stages_far()), move |this| {
+            let _under_way = begin(Operation::Unlink, parent);
+            let parent = this.root.ino(parent);
+            this.empty("unlink", parent, this.named(this.vfs.unlink(parent, name.as_bytes())), reply);
+        });
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -247,27 +237,34 @@ impl Filesystem for Adapter {
             return reply.error(Errno::EINVAL);
         };
         let (name, newname) = (name.to_owned(), newname.to_owned());
-        self.answer(self.puts_far(), move |this| {
+        let (from, to) = (self.root.ino(parent), self.root.ino(newparent));
+        let lane = self.to_rename((from, &name), (to, &newname));
+        self.answer(lane, move |this| {
             let _under_way = begin(Operation::Rename, parent);
-            let (parent, newparent) = (this.root.ino(parent), this.root.ino(newparent));
-            let done = this.vfs.rename((parent, name.as_bytes()), (newparent, newname.as_bytes()), flavour);
-            this.empty("rename", parent, this.named(done), reply);
+            let done = this.vfs.rename((from, name.as_bytes()), (to, newname.as_bytes()), flavour);
+            this.empty("rename", from, this.named(done), reply);
         });
     }
 
     fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
-        let _under_way = begin(Operation::Link, ino);
-        let ino = self.root.ino(ino);
-        let made = self.vfs.link(ino, self.root.ino(newparent), newname.as_bytes());
-        self.entry("link", ino, self.named(made), reply);
+        let newname = newname.to_owned();
+        self.answer(slow_if(self.stages_far()), move |this| {
+            let _under_way = begin(Operation::Link, ino);
+            let ino = this.root.ino(ino);
+            let made = this.vfs.link(ino, this.root.ino(newparent), newname.as_bytes());
+            this.entry("link", ino, this.named(made), reply);
+        });
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let (access, caller) = (access(flags.0), caller(req));
-        let slow = self.far() && self.vfs.open_waits(self.root.ino(ino), access);
-        self.answer(slow, move |this| {
-            let _under_way = begin(Operation::Open, ino);
-            let ino = this.root.ino(ino);
+        let (node, ino) = (ino, self.root.ino(ino));
+        let lane = match access.write || access.truncate {
+            true => self.to_stage(|| self.far()),
+            false => self.where_staged(ino, || self.far() && self.vfs.open_waits(ino)),
+        };
+        self.answer(lane, move |this| {
+            let _under_way = begin(Operation::Open, node);
             let register = |file: BorrowedFd<'_>| reply.open_backing(file).map(token);
             match this.vfs.open(&caller, ino, access, &register) {
                 Ok(opened) => match &opened.how {
@@ -293,8 +290,7 @@ impl Filesystem for Adapter {
         reply: ReplyCreate,
     ) {
         let (access, caller, name) = (access(flags), caller(req), name.to_owned());
-        let slow = self.far() && self.vfs.is_backlogged();
-        self.answer(slow, move |this| {
+        self.answer(self.to_stage(|| self.far() && self.vfs.is_backlogged()), move |this| {
             let _under_way = begin(Operation::Create, parent);
             let parent = this.root.ino(parent);
             let register = |file: BorrowedFd<'_>| reply.open_backing(file).map(token);
@@ -337,15 +333,15 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let far = self.far() && self.vfs.reads_far(self.root.ino(ino));
-        self.answer(far, move |this| {
-            let _under_way = begin(Operation::Read, ino);
-            let (node, ino) = (ino, this.root.ino(ino));
+        let (node, ino) = (ino, self.root.ino(ino));
+        let lane = self.where_staged(ino, || self.far() && self.vfs.reads_far(ino));
+        self.answer(lane, move |this| {
+            let _under_way = begin(Operation::Read, node);
             let mut buffer = vec![0; size as usize];
             match this.vfs.read(ino, handle_alterations(fh), offset, &mut buffer) {
                 Ok(n) => {
                     reply.data(&buffer[..n]);
-                    if far {
+                    if lane != Lane::Here {
                         this.behind.was_read(node, offset, n, || this.vfs.is_kept_for(ino));
                     }
                 }
@@ -375,19 +371,23 @@ impl Filesystem for Adapter {
                 Err(error) => reply.error(this.failed("write", ino, &error)),
             }
         };
-        if self.far() && self.vfs.write_waits(self.root.ino(ino)) {
-            // The bytes are in a buffer that is wanted for the next request.
-            let data = data.to_vec();
-            return self.answer(true, move |this| write(this, &data));
+        match self.to_stage(|| self.far() && self.vfs.write_waits(self.root.ino(ino))) {
+            Lane::Here => write(self, data),
+            lane => {
+                // The bytes are in a buffer that is wanted for the next request.
+                let data = data.to_vec();
+                self.answer(lane, move |this| write(this, &data));
+            }
         }
-        write(self, data);
     }
 
     fn flush(&self, _req: &Request, ino: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
-        self.answer(self.far() && handle_access(fh).write, move |this| {
+        let write = handle_access(fh).write;
+        let lane = if write && self.far() { Lane::Endless } else { Lane::Here };
+        self.answer(lane, move |this| {
             let _under_way = begin(Operation::Flush, ino);
             let ino = this.root.ino(ino);
-            let done = if handle_access(fh).write { this.vfs.flush(ino) } else { Ok(()) };
+            let done = if write { this.vfs.flush(ino) } else { Ok(()) };
             this.empty("close", ino, done, reply);
         });
     }
@@ -402,7 +402,8 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.answer(self.far() && handle_access(fh).write, move |this| {
+        let lane = self.where_staged(self.root.ino(ino), || self.far() && handle_access(fh).write);
+        self.answer(lane, move |this| {
             let _under_way = begin(Operation::Release, ino);
             this.vfs.release(this.root.ino(ino), handle_access(fh));
             reply.ok();
@@ -410,7 +411,7 @@ impl Filesystem for Adapter {
     }
 
     fn fsync(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        self.answer(self.far(), move |this| {
+        self.answer(self.where_staged(self.root.ino(ino), || self.far()), move |this| {
             let _under_way = begin(Operation::Fsync, ino);
             let ino = this.root.ino(ino);
             this.empty("fsync", ino, this.vfs.fsync(ino), reply);
@@ -464,33 +465,35 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let _under_way = begin(Operation::Readdirplus, ino);
-        let ino = self.root.ino(ino);
-        let root = self.root;
-        let mut dots = Dots::from(offset);
-        let mut full = false;
-        while let Some((cookie, name)) = dots.next() {
-            let of = if cookie == DOT { Ok(ino) } else { self.vfs.parent_of(ino) };
-            match of.and_then(|of| self.vfs.attributes(of)) {
-                Ok(attributes) => {
-                    let (attr, _) = root.attr(&attributes);
-                    full = full || reply.add(attr.ino, cookie, name, &NOT_AT_ALL, &attr, GENERATION);
+        self.answer(slow_if(self.stages_far()), move |this| {
+            let _under_way = begin(Operation::Readdirplus, ino);
+            let ino = this.root.ino(ino);
+            let root = this.root;
+            let mut dots = Dots::from(offset);
+            let mut full = false;
+            while let Some((cookie, name)) = dots.next() {
+                let of = if cookie == DOT { Ok(ino) } else { this.vfs.parent_of(ino) };
+                match of.and_then(|of| this.vfs.attributes(of)) {
+                    Ok(attributes) => {
+                        let (attr, _) = root.attr(&attributes);
+                        full = full || reply.add(attr.ino, cookie, name, &NOT_AT_ALL, &attr, GENERATION);
+                    }
+                    Err(error) => return reply.error(this.failed("readdir", ino, &error)),
                 }
-                Err(error) => return reply.error(self.failed("readdir", ino, &error)),
             }
-        }
-        if full {
-            return reply.ok();
-        }
-        let listed = self.vfs.list(ino, offset.max(DOT_DOT), |entry| {
-            let (attr, ttl) = root.attr(&entry.attributes);
-            let name = OsStr::from_bytes(&entry.name);
-            !reply.add(attr.ino, entry.cookie, name, &ttl, &attr, GENERATION)
+            if full {
+                return reply.ok();
+            }
+            let listed = this.vfs.list(ino, offset.max(DOT_DOT), |entry| {
+                let (attr, ttl) = root.attr(&entry.attributes);
+                let name = OsStr::from_bytes(&entry.name);
+                !reply.add(attr.ino, entry.cookie, name, &ttl, &attr, GENERATION)
+            });
+            match listed {
+                Ok(()) => reply.ok(),
+                Err(error) => reply.error(this.failed("readdir", ino, &error)),
+            }
         });
-        match listed {
-            Ok(()) => reply.ok(),
-            Err(error) => reply.error(self.failed("readdir", ino, &error)),
-        }
     }
 
     fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
@@ -534,7 +537,11 @@ impl Filesystem for Adapter {
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let name = name.to_owned();
-        self.answer(self.far() && is_made_up(name.as_bytes()), move |this| {
+        let lane = match is_made_up(name.as_bytes()) {
+            true => self.where_staged(self.root.ino(ino), || self.far()),
+            false => Lane::Here,
+        };
+        self.answer(lane, move |this| {
             let _under_way = begin(Operation::Getxattr, ino);
             let ino = this.root.ino(ino);
             this.xattr("getxattr", ino, size, this.vfs.get_xattr(ino, name.as_bytes()), reply);
@@ -572,7 +579,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let caller = caller(req);
-        self.answer(self.far(), move |this| {
+        self.answer(self.to_stage(|| self.far()), move |this| {
             let _under_way = begin(Operation::Fallocate, ino);
             let ino = this.root.ino(ino);
             let done = match Allocate::from_mode(mode) {
@@ -598,7 +605,7 @@ impl Filesystem for Adapter {
             _ => return reply.error(Errno::EINVAL),
         };
         let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
-        self.answer(self.far(), move |this| {
+        self.answer(self.where_staged(self.root.ino(ino), || self.far()), move |this| {
             let _under_way = begin(Operation::Lseek, ino);
             let ino = this.root.ino(ino);
             match this.vfs.seek(ino, offset, what) {
@@ -627,7 +634,7 @@ impl Filesystem for Adapter {
         let from = Place { ino: self.root.ino(ino_in), offset: offset_in };
         let to = Place { ino: self.root.ino(ino_out), offset: offset_out };
         let caller = caller(req);
-        self.answer(self.far(), move |this| {
+        self.answer(self.to_stage(|| self.far()), move |this| {
             let _under_way = begin(Operation::CopyFileRange, ino_out);
             let in_doubt = || this.vfs.refuse_doubtful(from.ino, handle_alterations(fh_in));
             let copied = in_doubt().and_then(|()| this.vfs.copy_range(&caller, from, to, len));
@@ -636,16 +643,5 @@ impl Filesystem for Adapter {
                 Err(error) => reply.error(this.failed("copy", to.ino, &error)),
             }
         });
-    }
-}
-
-impl Adapter {
-    fn xattr(&self, operation: &str, ino: Ino, size: u32, value: Result<Vec<u8>, Error>, reply: ReplyXattr) {
-        match value {
-            Ok(value) if size == 0 => reply.size(value.len() as u32),
-            Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
-            Ok(value) => reply.data(&value),
-            Err(error) => reply.error(self.failed(operation, ino, &error)),
-        }
     }
 }

@@ -5,7 +5,7 @@ use std::time::{Instant, SystemTime};
 
 use fuser::{
     BackingId, Errno, FileAttr, FileType, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyEmpty, ReplyEntry,
-    Request,
+    ReplyXattr, Request,
 };
 use tracing::Level;
 
@@ -78,6 +78,22 @@ impl Adapter {
     pub(super) fn empty(&self, operation: &str, ino: Ino, done: Result<(), Error>, reply: ReplyEmpty) {
         match done {
             Ok(()) => reply.ok(),
+            Err(error) => reply.error(self.failed(operation, ino, &error)),
+        }
+    }
+
+    pub(super) fn xattr(
+        &self,
+        operation: &str,
+        ino: Ino,
+        size: u32,
+        value: Result<Vec<u8>, Error>,
+        reply: ReplyXattr,
+    ) {
+        match value {
+            Ok(value) if size == 0 => reply.size(value.len() as u32),
+            Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
+            Ok(value) => reply.data(&value),
             Err(error) => reply.error(self.failed(operation, ino, &error)),
         }
     }

@@ -8,6 +8,7 @@ mod answer;
 mod behind;
 mod convert;
 mod errno;
+mod lanes;
 pub mod options;
 mod quiet;
 mod session;

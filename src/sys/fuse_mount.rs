@@ -153,6 +153,16 @@ fn receive_descriptor(socket: RawFd) -> io::Result<Option<OwnedFd>> {
     Ok(None)
 }
 
+impl Mounted {
+    /// How far the kernel reads ahead of one who reads in order, from now on: in one request where the file system takes as much.
+    ///
+    /// It starts with what the kernel has for every device, 128 KiB, and FUSE can only lower that. Needs root.
+    pub fn set_read_ahead(&self, bytes: usize) -> io::Result<()> {
+        let (major, minor) = self.device.ok_or(io::ErrorKind::NotFound)?;
+        std::fs::write(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"), (bytes >> 10).to_string())
+    }
+}
+
 impl Drop for Mounted {
     fn drop(&mut self) {
         let mounts = mountinfo::depots().unwrap_or_default();

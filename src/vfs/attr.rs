@@ -1,15 +1,17 @@
 //! stat(2), chmod(2), chown(2), truncate(2), utimensat(2), statfs(2), and times of last read.
 
+use std::io;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use crate::change::{Change, Ino, Inode, Kind, Nanos, RESERVED, ROOT};
 use crate::failpoint;
-use crate::filestore::Space;
+use crate::filestore::{Reach, Space};
 use crate::sys::lease::read_lease;
 use crate::vfs::acl;
 use crate::vfs::caller::{has_set_id_bits, without_set_id_bits};
 use crate::vfs::descriptors::Reader;
-use crate::vfs::node::{Locked, Source, Staged};
+use crate::vfs::node::{Held, Locked, Source, Staged};
 use crate::vfs::stage::{Prepared, UNTOUCHED};
 use crate::vfs::{Caller, Error, Result, Vfs, now};
 
@@ -50,6 +52,10 @@ pub struct SetAttributes {
     pub mtime: Option<SetTime>,
 }
 
+fn held(ino: Ino) -> Error {
+    Error::io(format!("wait for who has inode {ino}"))(io::ErrorKind::TimedOut.into())
+}
+
 /// Largest file: the kernel's offsets are signed.
 const FILE_BYTES_MAX: u64 = i64::MAX as u64;
 
@@ -59,12 +65,35 @@ const ATIME_AGE_MAX: Nanos = 24 * 3600 * 1_000_000_000;
 /// How many times of last read wait to be written before they are written early.
 const ATIMES_MAX: usize = 65_536;
 
+/// How long who looks at a file waits for its node, where somebody may hold it until a server answers.
+const LOOK_LONGEST: Duration = Duration::from_secs(5);
+
 impl Vfs {
     /// What stat(2) shows of an inode.
     pub fn attributes(&self, ino: Ino) -> Result<Attributes> {
-        let node = self.nodes.existing(ino);
+        let node = self.node_to_look_at(ino)?;
         let inode = self.inode(ino)?;
         self.attributes_of(node.as_ref(), inode)
+    }
+
+    /// The node of a file that is looked at, if it has one.
+    fn node_to_look_at(&self, ino: Ino) -> Result<Option<Locked<'_>>> {
+        match self.store.reach() {
+            Reach::Network => {
+                self.nodes.try_existing(ino, Instant::now() + LOOK_LONGEST).map_err(|Held| held(ino))
+            }
+            _ => Ok(self.nodes.existing(ino)),
+        }
+    }
+
+    /// The node of a file of which a name changes.
+    pub(super) fn node_to_name(&self, ino: Ino) -> Result<Locked<'_>> {
+        match self.store.reach() {
+            Reach::Network => {
+                self.nodes.lock_until(ino, Instant::now() + LOOK_LONGEST).map_err(|Held| held(ino))
+            }
+            _ => Ok(self.nodes.lock(ino)),
+        }
     }
 
     /// How many staged versions have ended so far, for `decorate`.
@@ -77,7 +106,7 @@ impl Vfs {
         if inode.kind != Kind::File {
             return self.attributes_of(None, inode);
         }
-        match self.nodes.existing(inode.ino) {
+        match self.node_to_look_at(inode.ino)? {
             // The row may have been read before a seal that has ended since.
             Some(node) => {
                 let inode = self.inode(inode.ino)?;
@@ -118,6 +147,10 @@ impl Vfs {
         {
             return false;
         }
+        // Nobody who looks at a file opens it on a disk that may hang.
+        if self.store.reach() == Reach::Network {
+            return false;
+        }
         let Ok(reader) = self.reader(Source::Staging(staged.row.file), 0) else { return false };
         let Reader::Staging(file) = &*reader else { return false };
         read_lease(file).is_ok_and(|lease| lease.is_some())
@@ -133,7 +166,7 @@ impl Vfs {
         }
         let mut prepared = match set.size {
             Some(size) => self.prepare(ino, size)?,
-            None => Prepared::default(),
+            None => self.copy_ahead(ino).map(|()| Prepared::default())?,
         };
         let done = self.past_latches(|| self.set_attributes_with(caller, ino, set, &mut prepared));
         self.drop_prepared(prepared);

@@ -6,7 +6,9 @@
 //! destinations that are served through it (`copiers` guesses them when they are made); others get a reflink where the
 //! disk can, else the bytes.
 
-use crate::change::{Change, Ino, Kind, MountId, StagedRow};
+use std::time::{Duration, Instant};
+
+use crate::change::{Change, Ino, Kind, MountId, StagedRow, StagingName};
 use crate::failpoint;
 use crate::filestore::Reach;
 use crate::sys::content as sys;
@@ -19,6 +21,9 @@ const COPY_BYTES_MAX: u64 = 256 << 20;
 
 /// Most bytes the kernel asks to copy in one request: what fits 32 bits, in whole pages.
 const REQUEST_BYTES_MAX: u64 = u32::MAX as u64 & !0xfff;
+
+/// Who waits for somebody else to fetch a copy looks this often.
+const FETCHING_POLL: Duration = Duration::from_millis(5);
 
 /// A place in a file.
 #[derive(Clone, Copy, Debug)]
@@ -102,6 +107,64 @@ impl Vfs {
             self.retire(seq, clone.file);
         }
         Ok(Some(covered - to.offset))
+    }
+
+    /// Whether a change of the attributes of `ino` may have to wait for something that is not on this host, or for somebody who
+    /// does: it is a lazy copy that was not turned into bytes.
+    pub fn change_waits(&self, ino: Ino) -> bool {
+        let node = self.nodes.try_existing(ino, Instant::now());
+        node.map_or(true, |node| node.is_some_and(|node| node.clone.is_some()))
+    }
+
+    /// Fetches the bytes of a lazy copy from far away before its node is locked by somebody who has to turn it into them, so
+    /// that nobody who looks at the file waits for that.
+    pub(super) fn copy_ahead(&self, ino: Ino) -> Result<()> {
+        self.copy_ahead_if(ino, |_| true)
+    }
+
+    /// The same, if this holds. Whoever comes while it is fetched waits for that.
+    pub(super) fn copy_ahead_if(&self, ino: Ino, wanted: impl Fn(&State) -> bool) -> Result<()> {
+        if self.store.reach() == Reach::Here || self.options.read_only {
+            return Ok(());
+        }
+        let clone = loop {
+            let Some(mut node) = self.nodes.existing(ino) else { return Ok(()) };
+            let Some(clone) = node.clone.filter(|clone| clone.covered > 0 && wanted(&node)) else {
+                return Ok(());
+            };
+            if !std::mem::replace(&mut node.fetching, true) {
+                break clone;
+            }
+            drop(node);
+            std::thread::sleep(FETCHING_POLL);
+        };
+        let copy = self.past_latches(|| self.copy_for_writing(&clone.checksum, clone.size, clone.covered));
+        let mut node = self.nodes.lock(ino);
+        node.fetching = false;
+        let copy = copy?;
+        let taken =
+            if node.clone == Some(clone) { self.take_copy(&mut node, clone, copy) } else { Ok(false) };
+        drop(node);
+        if !matches!(taken, Ok(true)) {
+            self.give_up_staging(copy);
+        }
+        taken.map(drop)
+    }
+
+    /// Makes a staging file with the bytes of a lazy copy the file's own; whether it is.
+    fn take_copy(&self, node: &mut Locked<'_>, clone: CloneOf, copy: StagingName) -> Result<bool> {
+        let node: &mut State = node;
+        let Some(staged) = &mut node.staged else { return Ok(false) };
+        let MountId { boot, mount } = self.store.mount_of(copy)?;
+        let row = StagedRow { file: copy, boot, mount, checksum: None, forced: false, ..staged.row.clone() };
+        let seq = self.commit(&[Change::Stage(row.clone())])?;
+        staged.row = row;
+        staged.unforced_since.get_or_insert_with(Instant::now);
+        node.clone = None;
+        if clone.made {
+            self.retire(seq, clone.file);
+        }
+        Ok(true)
     }
 
     /// Turns a lazy copy into bytes of its staging file, because something else is going to happen to the file.

@@ -77,6 +77,8 @@ pub struct Descriptors {
     /// Each with its last use, the latest first.
     readers: Mutex<LruCache<Source, (Arc<Reader>, Instant)>>,
     writers: Mutex<LruCache<StagingName, Arc<StagingWriter>>>,
+    /// How often one of them was closed; moves under their lock.
+    closed: AtomicU64,
 }
 
 impl Default for Descriptors {
@@ -86,6 +88,7 @@ impl Default for Descriptors {
             readers: Mutex::new(LruCache::new(bound)),
             forgotten: AtomicU64::new(0),
             writers: Mutex::new(LruCache::new(bound)),
+            closed: AtomicU64::new(0),
         }
     }
 }
@@ -118,18 +121,31 @@ impl Descriptors {
         name: StagingName,
         open: impl FnOnce() -> Result<StagingWriter, E>,
     ) -> Result<Arc<StagingWriter>, E> {
+        if let Some(writer) = self.writers.lock().get(&name) {
+            return Ok(writer.clone());
+        }
+        let before = self.closed.load(Ordering::Acquire);
+        // Not locked, as above.
+        let writer = Arc::new(open()?);
         let mut writers = self.writers.lock();
         if let Some(writer) = writers.get(&name) {
             return Ok(writer.clone());
         }
-        let writer = Arc::new(open()?);
-        writers.put(name, writer.clone());
+        let current = self.closed.load(Ordering::Acquire) == before;
+        let oldest = current.then(|| writers.push(name, writer.clone())).flatten();
+        // A close may have to wait as well.
+        drop(writers);
+        drop(oldest);
         Ok(writer)
     }
 
     /// Closes the writer of `name`, so that a lease can be had.
     pub fn close_writer(&self, name: StagingName) {
-        self.writers.lock().pop(&name);
+        let mut writers = self.writers.lock();
+        self.closed.fetch_add(1, Ordering::AcqRel);
+        let closed = writers.pop(&name);
+        drop(writers);
+        drop(closed);
     }
 
     /// Closes readers that nobody uses. A job does this.

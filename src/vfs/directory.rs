@@ -160,7 +160,7 @@ impl Vfs {
     pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attributes> {
         refuse_at_top(parent)?;
         check_new_name(parent, name)?;
-        let node = self.nodes.lock(ino);
+        let node = self.node_to_name(ino)?;
         let inode = self.inode(ino)?;
         if inode.kind == Kind::Directory {
             return Err(Error::NotPermitted("a directory has one name"));

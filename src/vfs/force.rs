@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use crate::change::{Change, Ino, StagedRow, StagingName};
 use crate::failpoint;
+use crate::filestore::Reach;
 use crate::text;
-use crate::vfs::node::Locked;
+use crate::vfs::node::{Locked, State};
 use crate::vfs::seal::SEAL_BATCH;
 use crate::vfs::{Error, GoOn, Result, Vfs};
 
@@ -40,20 +41,26 @@ impl Vfs {
     fn force_some_of(&self, inos: Vec<Ino>, age: Duration, open_age: Duration) -> (Vec<Ino>, Result<()>) {
         let mut due: Vec<(Ino, StagingName)> = Vec::new();
         let mut failure = None;
+        let mut far = Vec::new();
         let mut held = self.nodes.sweep(inos, |mut node| {
-            if let Err(error) = self.end_old_clone(&mut node) {
+            if self.store.reach() > Reach::Here {
+                far.extend(has_old_clone(&node).then_some(node.ino()));
+            } else if has_old_clone(&node)
+                && let Err(error) = self.materialise(&mut node)
+            {
                 failure.get_or_insert(error);
             }
             due.extend(due_to_be_forced(&node, age, open_age).map(|name| (node.ino(), name)));
         });
         let forced = self.force_now(&due, &mut held);
+        for ino in far {
+            match self.copy_ahead_if(ino, has_old_clone) {
+                // It is to be forced, as others that could not be looked at.
+                Ok(()) => held.push(ino),
+                Err(error) => drop(failure.get_or_insert(error)),
+            }
+        }
         (held, failure.map_or(forced, Err))
-    }
-
-    /// A copy half made holds no reference to its blob, so it must not stay so.
-    fn end_old_clone(&self, node: &mut Locked<'_>) -> Result<()> {
-        let old = node.staged.as_ref().is_some_and(|staged| staged.forced_at.elapsed() >= CLONE_AGE_MAX);
-        if node.clone.is_some() && old { self.materialise(node) } else { Ok(()) }
     }
 
     /// Forces these staging files and the index, and unlinks what nothing names any more.
@@ -277,6 +284,12 @@ impl Vfs {
         closed.sort_unstable();
         (closed, held)
     }
+}
+
+/// Whether a copy half made has stood for long: it holds no reference to its blob, so it must not stay so.
+fn has_old_clone(node: &State) -> bool {
+    let old = node.staged.as_ref().is_some_and(|staged| staged.forced_at.elapsed() >= CLONE_AGE_MAX);
+    node.clone.is_some() && !node.fetching && old
 }
 
 /// The staging file of a node, if it is to be forced now.

@@ -142,6 +142,8 @@ pub struct State {
     pub staged: Option<Staged>,
     /// A lazy copy under way or expected, standing in for the empty staging file.
     pub clone: Option<CloneOf>,
+    /// Somebody fetches the bytes of that copy, with this node free.
+    pub fetching: bool,
     /// The program that was expected to copy into it, and has not yet.
     pub guessed: Option<String>,
     /// A seal that is hashing; a writer cancels it.
@@ -289,6 +291,16 @@ impl Nodes {
     pub fn try_existing(&self, ino: Ino, end: Instant) -> Result<Option<Locked<'_>>, Held> {
         let node = self.shard(ino).lock().get(&ino).cloned();
         node.map_or(Ok(None), |node| self.hold_until(ino, &node, end))
+    }
+
+    /// Locks the node of `ino`, making one if there is none, unless somebody holds it for longer than until `end`.
+    pub fn lock_until(&self, ino: Ino, end: Instant) -> Result<Locked<'_>, Held> {
+        loop {
+            let node = self.shard(ino).lock().entry(ino).or_default().clone();
+            if let Some(locked) = self.hold_until(ino, &node, end)? {
+                return Ok(locked);
+            }
+        }
     }
 
     /// Shows each of `inos` that has a node; the answer is those that somebody holds, who may be waiting for a disk: what

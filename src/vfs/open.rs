@@ -1,4 +1,4 @@
-//! open(2), creat(2) and close(2): by which way the kernel reaches the bytes.
+//! open(2), creat(2) and close(2): by which way the kernel reaches the bytes, which `serve` then gives it.
 //!
 //! One way per inode while anything has it open, joined by everybody who comes later:
 //! - clean and read: passthrough on the blob's own file, unless another inode of the same content has that;
@@ -7,28 +7,22 @@
 //! - otherwise through the daemon and the kernel's page cache, which all handles share.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use crate::change::{Change, Ino, Inode, Kind, ROOT, StagingName};
-use crate::checksum::Checksum;
+use crate::change::{Change, Ino, Inode, Kind, ROOT};
 use crate::failpoint;
-use crate::filestore::{self, Blob, Reach};
-use crate::sys::content as sys;
+use crate::filestore::Reach;
 use crate::text;
 use crate::vfs::acl;
 use crate::vfs::attr::Attributes;
 use crate::vfs::caller::{has_set_id_bits, without_set_id_bits};
-use crate::vfs::node::{Backing, CloneOf, Locked, Serving, Source, Staged, Token};
-use crate::vfs::owners::Owner;
+use crate::vfs::node::{CloneOf, Locked, Serving, Staged, Token};
 use crate::vfs::stage::Prepared;
 use crate::vfs::{Caller, Durability, Error, Result, Verify, Vfs, check_new_name, now};
 
 /// Makes the kernel open a file for passthrough; given by `fuse` with each request.
 pub type Register<'a> = &'a dyn Fn(BorrowedFd<'_>) -> io::Result<Token>;
-
-/// Clean files up to this size are read through the kernel's page cache: an open costs less, and most are read once.
-const PASSTHROUGH_BYTES_MIN: u64 = 32 * 1024;
 
 /// How long after its answer a close may still be on its way here, and how often that is looked at.
 pub(super) const RELEASE_MAX: Duration = Duration::from_millis(50);
@@ -39,9 +33,6 @@ pub(super) const LATCH_WAIT_MAX: Duration = Duration::from_millis(50);
 
 /// How often a file is tried to be sealed before it is emptied.
 const SEAL_TRIES: u32 = 3;
-
-/// Blobs that cannot be served, remembered at most.
-const DAMAGED_MAX: usize = 10_000;
 
 /// What a descriptor may do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -99,7 +90,14 @@ impl Vfs {
             }
             self.wait_for_backlog()?;
         }
-        let mut prepared = if changes { self.prepare(ino, access.kept())? } else { Prepared::default() };
+        let mut prepared = match changes {
+            true => self.prepare(ino, access.kept())?,
+            false => {
+                self.copy_ahead(ino)?;
+                self.look_ahead(ino)?;
+                Prepared::default()
+            }
+        };
         let opened = self.past_latches(|| self.open_with(caller, ino, access, register, &mut prepared));
         self.drop_prepared(prepared);
         opened
@@ -163,12 +161,9 @@ impl Vfs {
         Ok(Opened { how, no_flush, keep, alterations })
     }
 
-    /// Whether an open may have to wait for something that is not on this host, or for somebody who does.
-    pub fn open_waits(&self, ino: Ino, access: Access) -> bool {
-        access.write
-            || access.truncate
-            || self.nodes.try_lock(ino).is_none_or(|node| node.clone.is_some())
-            || self.settings_of(ino).is_ok_and(|settings| settings.verify != Verify::Never)
+    /// Whether an open for reading may have to wait for something that is not on this host, or for somebody who does.
+    pub fn open_waits(&self, ino: Ino) -> bool {
+        self.change_waits(ino) || self.settings_of(ino).is_ok_and(|settings| settings.verify != Verify::Never)
     }
 
     /// Makes a new file and opens it.
@@ -261,6 +256,12 @@ impl Vfs {
 
     /// Ends a descriptor.
     pub fn release(&self, ino: Ino, access: Access) {
+        if access.write
+            && let Err(error) = self.copy_ahead_if(ino, |node| node.writers <= 1)
+        {
+            // Its seal tries again.
+            tracing::error!("inode {ino}: the end of a copy failed: {}", text::chain(&error));
+        }
         let mut node = self.nodes.lock(ino);
         node.opens = node.opens.saturating_sub(1);
         if access.read {
@@ -284,8 +285,9 @@ impl Vfs {
     }
 
     fn last_writer_gone(&self, node: &mut Locked<'_>) {
-        // A copy that stopped half-way.
-        if let Err(error) = self.materialise(node) {
+        // A copy that stopped half-way; what is still far away is not waited for with the node locked.
+        let far = self.store.reach() > Reach::Here && node.clone.is_some_and(|clone| clone.covered > 0);
+        if !far && let Err(error) = self.materialise(node) {
             tracing::error!("inode {}: the end of a copy failed: {}", node.ino(), text::chain(&error));
         }
         if let Some(program) = node.guessed.take() {
@@ -297,25 +299,6 @@ impl Vfs {
     /// The program, if the file is likely to become a lazy copy by it, for which it must be served by the daemon.
     fn guess(&self, caller: &Caller, access: Access) -> Option<String> {
         if access.read || !access.write { None } else { self.copiers.likely(caller) }
-    }
-
-    fn end_serving(&self, node: &mut Locked<'_>) {
-        let Serving::Passthrough(backing) = std::mem::take(&mut node.serving) else { return };
-        if let Some(owned) = backing.owns {
-            self.owner_closed(&owned, node.ino());
-        }
-        if let Source::Staging(name) = backing.source
-            && node.staged.as_ref().is_none_or(|staged| staged.row.file != name)
-        {
-            // Sealed while it was open: its name was kept for a writer that might have come.
-            let (ino, owned) = (node.ino(), backing.owns.is_some());
-            drop(backing);
-            if owned {
-                self.retire_sealed(self.index.last_seq(), name);
-            } else {
-                self.leave(ino, name);
-            }
-        }
     }
 
     fn admit(&self, node: &mut Locked<'_>, access: Access) {
@@ -431,169 +414,6 @@ impl Vfs {
         // What was left of a copy that could not be ended.
         node.clone = None;
         Ok(())
-    }
-
-    /// Decides or joins the way by which the kernel reaches the bytes. `lazily`: through the daemon if there is a choice.
-    fn serve(
-        &self,
-        node: &mut Locked<'_>,
-        inode: &Inode,
-        lazily: bool,
-        verified: Option<Checksum>,
-        register: Register<'_>,
-    ) -> Result<How> {
-        match &node.serving {
-            Serving::Passthrough(backing) => return Ok(How::Passthrough(backing.token.clone())),
-            Serving::Daemon => return Ok(How::Cached),
-            Serving::Idle => {}
-        }
-        let source = match (self.source(node, inode)?, self.left_behind(inode.ino)) {
-            (Source::Blob(_), Some(name)) => Source::Staging(name),
-            (source, _) => source,
-        };
-        let backing = match source {
-            Source::Staging(_) if lazily => None,
-            Source::Staging(name) => self.staging_backing(name, register)?,
-            Source::Blob(sum) => self.blob_backing(inode, &sum, verified == Some(sum), register)?,
-        };
-        Ok(match backing {
-            Some(backing) => {
-                let token = backing.token.clone();
-                node.serving = Serving::Passthrough(backing);
-                How::Passthrough(token)
-            }
-            None => {
-                node.serving = Serving::Daemon;
-                How::Cached
-            }
-        })
-    }
-
-    fn staging_backing(&self, name: StagingName, register: Register<'_>) -> Result<Option<Backing>> {
-        // What the kernel writes by itself nobody can refuse when there is no room for it.
-        if !self.passthrough() || self.store.must_write_through() {
-            return Ok(None);
-        }
-        // The kernel opens the file anew with the flags of whoever opens it; a read-only descriptor of ours leaves no
-        // writer behind that would stand in the way of a lease.
-        let file = match self.store.open_staging(name) {
-            Ok(file) => file,
-            Err(filestore::Error::Io { source, .. }) if sys::is_shortage(&source) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        let file_id = file.stat().map_err(Error::io(format!("stat staging file {name}")))?.file_id;
-        Ok(self.register(file.as_fd(), register).map(|token| Backing {
-            token,
-            source: Source::Staging(name),
-            file_id,
-            owns: None,
-        }))
-    }
-
-    /// Checks that the blob can be served, and takes its file for passthrough if that is free.
-    fn blob_backing(
-        &self,
-        inode: &Inode,
-        sum: &Checksum,
-        verified: bool,
-        register: Register<'_>,
-    ) -> Result<Option<Backing>> {
-        if inode.size == 0 {
-            return Ok(None);
-        }
-        let latch = match self.store.reach() {
-            Reach::Here => self.store.latch(sum),
-            // Whoever holds it for long waits for something far away: then the daemon serves the file.
-            _ => match self.store.try_latch(sum, LATCH_WAIT_MAX) {
-                Some(latch) => latch,
-                None => return Ok(None),
-            },
-        };
-        let blob = self.store.open_blob(sum, inode.size).inspect_err(|error| self.damaged(sum, error))?;
-        if !self.damaged.lock().is_empty() {
-            self.damaged.lock().remove(sum);
-        }
-        if !verified {
-            self.verify_at_open(inode, sum, &blob)?;
-        }
-        if !self.passthrough() || inode.size < PASSTHROUGH_BYTES_MIN || !self.may_own(&latch, inode.ino)? {
-            return Ok(None);
-        }
-        let known = match self.owned_file(&latch, inode.ino) {
-            // A mapping of it may be left, which has to see what is written.
-            Some(file) => match self.store.open_copy(sum, file) {
-                Ok(known) => known,
-                // Its disk is away: another copy is read, by the daemon.
-                Err(_) => return Ok(None),
-            },
-            None => None,
-        };
-        let Some(blob) = known.or_else(|| blob.into_local()) else { return Ok(None) };
-        let file_id = blob.file_id();
-        let token = self.register(blob.as_fd(), register);
-        if token.is_some() {
-            self.own(&latch, Owner { ino: inode.ino, file: file_id, open: true });
-        }
-        drop(latch);
-        Ok(token.map(|token| Backing { token, source: Source::Blob(*sum), file_id, owns: Some(*sum) }))
-    }
-
-    /// Finds out whether the kernel takes files of the filestore for passthrough at all.
-    pub fn try_passthrough(&self, register: Register<'_>) {
-        if !self.passthrough() {
-            return;
-        }
-        match self.store.open_blob(&Checksum::EMPTY, 0) {
-            Ok(blob) => drop(blob.local().map(|file| self.register(file.as_fd(), register))),
-            Err(error) => tracing::warn!("passthrough cannot be tried: {}", text::chain(&error)),
-        }
-    }
-
-    fn register(&self, file: BorrowedFd<'_>, register: Register<'_>) -> Option<Token> {
-        match register(file) {
-            Ok(token) => Some(token),
-            Err(error) => {
-                if !sys::is_shortage(&error) {
-                    self.disable_passthrough(format!("the kernel refuses it: {error}"));
-                }
-                None
-            }
-        }
-    }
-
-    /// Reads a file that is to be verified before its node is locked, where that takes long; the blob that was good.
-    fn verify_before_open(&self, ino: Ino) -> Result<Option<Checksum>> {
-        if self.store.reach() == Reach::Here || self.settings_of(ino)?.verify == Verify::Never {
-            return Ok(None);
-        }
-        let inode = self.inode(ino)?;
-        let Some(sum) = inode.checksum.filter(|_| inode.kind == Kind::File) else { return Ok(None) };
-        let blob = self.store.open_blob(&sum, inode.size).inspect_err(|error| self.damaged(&sum, error))?;
-        self.verify_at_open(&inode, &sum, &blob)?;
-        // A blob's file can change hands and be written while it is read: then what was read is nobody's.
-        Ok(self.store.is_still(&sum, &blob)?.then_some(sum))
-    }
-
-    fn verify_at_open(&self, inode: &Inode, sum: &Checksum, blob: &Blob) -> Result<()> {
-        let verify = self.settings_of(inode.ino)?.verify;
-        if verify == Verify::Never || verify == Verify::FirstOpen && self.verified.lock().contains(sum) {
-            return Ok(());
-        }
-        let digest = blob.digest(|| true).map_err(Error::io(format!("read blob {sum}")))?;
-        if digest.is_none_or(|digest| digest.checksum != *sum) {
-            self.damaged(sum, &Error::Altered(*sum));
-            return Err(Error::Altered(*sum));
-        }
-        self.verified.lock().insert(*sum);
-        Ok(())
-    }
-
-    /// Remembers a blob that cannot be served, for `status`; the edge tells the log.
-    fn damaged(&self, sum: &Checksum, why: &dyn std::error::Error) {
-        let mut damaged = self.damaged.lock();
-        if damaged.len() < DAMAGED_MAX {
-            damaged.insert(*sum, text::chain(why));
-        }
     }
 
     /// setuid and setgid go when somebody without the privilege changes the bytes, and so do capabilities.

@@ -164,6 +164,7 @@ impl Vfs {
     fn current_reader(&self, ino: Ino) -> Result<(Source, Arc<Reader>)> {
         // A seal may end and its staging file go between the two steps; then the row has changed, and the next try hits.
         let mut tries = 0;
+        self.copy_ahead(ino)?;
         loop {
             let (source, size) = {
                 let mut node = self.nodes.lock(ino);

@@ -54,7 +54,7 @@ impl Vfs {
 
     fn remove(&self, parent: Ino, name: &[u8], ino: Ino) -> Result<()> {
         // Whether a name is the last is decided under the node's lock, as names are added.
-        let mut node = self.nodes.lock(ino);
+        let mut node = self.node_to_name(ino)?;
         let inode = self.inode(ino)?;
         self.commit(&[Change::Remove { parent, name: name.to_vec(), ino, at: now() }])?;
         // A crash here leaves no name, and an orphan if it was the last one, which recovery ends.

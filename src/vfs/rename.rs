@@ -17,6 +17,17 @@ pub enum Flavour {
 }
 
 impl Vfs {
+    /// The files of which a rename takes the bytes to the disk: those of one that replaces.
+    pub fn forced_by_rename(
+        &self,
+        (parent, name): (Ino, &[u8]),
+        (new_parent, new_name): (Ino, &[u8]),
+    ) -> Vec<Ino> {
+        let ino = |parent, name| self.index.lookup(parent, name).ok().flatten().map(|inode| inode.ino);
+        let there = ino(new_parent, new_name);
+        there.into_iter().chain(there.and_then(|_| ino(parent, name))).collect()
+    }
+
     /// Moves `name` of `parent` to `new_name` of `new_parent`.
     pub fn rename(
         &self,
@@ -95,9 +106,9 @@ impl Vfs {
             return Ok(());
         };
         // What takes time is done before the locks, so that nobody who looks at the files waits for the disk.
-        self.force_ahead(moved.ino);
+        self.force_ahead(moved.ino)?;
         if flavour == Flavour::Exchange {
-            self.force_ahead(there.ino);
+            self.force_ahead(there.ino)?;
         }
         let (mut moved_node, mut there_node) = self.nodes.lock_two_settled(moved.ino, there.ino);
         let there = &self.inode(there.ino)?;
@@ -129,7 +140,8 @@ impl Vfs {
 
     /// Gets the unsealed bytes of a file to the disk; the force under its lock then has little to do. Whether it worked is
     /// for that one to find out.
-    fn force_ahead(&self, ino: Ino) {
+    fn force_ahead(&self, ino: Ino) -> Result<()> {
+        self.copy_ahead(ino)?;
         let name = self.nodes.existing(ino).and_then(|node| {
             let staged = node.staged.as_ref()?;
             let forced = staged.row.forced && staged.unforced_since.is_none();
@@ -138,6 +150,7 @@ impl Vfs {
         if let Some(name) = name {
             let _ = self.store.force_staging(&[name]);
         }
+        Ok(())
     }
 
     fn force_before_rename(&self, node: &mut Locked<'_>, changes: &mut Vec<Change>) -> Result<()> {

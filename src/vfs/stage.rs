@@ -50,6 +50,11 @@ pub struct Version {
 }
 
 impl Vfs {
+    /// Whether `ino` has a staging file, whoever holds its node.
+    pub fn is_staged(&self, ino: Ino) -> bool {
+        self.index.staged_of(ino).is_ok_and(|row| row.is_some())
+    }
+
     /// How the staged version of `inode` looks now.
     pub(super) fn staged_version(
         &self,
@@ -67,7 +72,7 @@ impl Vfs {
                 ctime: row.ctime.max(inode.ctime),
             });
         }
-        let stat = self.store.stat_staging(row.file)?;
+        let stat = self.store.look_at_staging(row.file)?;
         let ctime = inode.ctime.max(row.ctime);
         let (mtime, ctime) =
             if stat.mtime == UNTOUCHED { (row.mtime, ctime) } else { (stat.mtime, ctime.max(stat.mtime)) };
@@ -226,6 +231,8 @@ impl Vfs {
 
     /// Copies a sealed file that is far away before its node is locked, so that nobody who looks at it waits for that.
     pub(super) fn prepare(&self, ino: Ino, keep: u64) -> Result<Prepared> {
+        // What is emptied at once needs nothing of it.
+        self.copy_ahead_if(ino, |node| keep > 0 || !matches!(node.serving, Serving::Idle))?;
         if self.store.reach() == Reach::Here || keep == 0 {
             return Ok(Prepared::default());
         }
@@ -300,7 +307,7 @@ impl Vfs {
     }
 
     /// A staging file with the first bytes of a blob.
-    fn copy_for_writing(&self, sum: &Checksum, size: u64, keep: u64) -> Result<StagingName> {
+    pub(super) fn copy_for_writing(&self, sum: &Checksum, size: u64, keep: u64) -> Result<StagingName> {
         let name = self.next_staging()?;
         let keep = keep.min(size);
         if keep == 0 {

@@ -9,7 +9,7 @@ use crate::filestore;
 use crate::sys::content as sys;
 use crate::vfs::caller::has_set_id_bits;
 use crate::vfs::node::Locked;
-use crate::vfs::seal::collision;
+use crate::vfs::put::collision;
 use crate::vfs::{Caller, Durability, Error, Result, Vfs};
 
 pub use crate::sys::content::Allocate;
@@ -131,6 +131,7 @@ impl Vfs {
 
     /// The staging file that fsync has to force.
     fn staged_to_force(&self, ino: Ino) -> Result<Option<StagingName>> {
+        self.copy_ahead(ino)?;
         let Some(mut node) = self.nodes.existing(ino) else { return Ok(None) };
         node.settle();
         self.materialise(&mut node)?;
@@ -221,6 +222,7 @@ impl Vfs {
 
     /// The staging file of an inode, and what close hashed of it last; `None` when it has none.
     pub(super) fn staged_for_close(&self, ino: Ino) -> Result<Option<(StagingName, Option<Hashed>)>> {
+        self.copy_ahead(ino)?;
         let Some(mut node) = self.nodes.existing(ino) else { return Ok(None) };
         self.materialise(&mut node)?;
         let Some(staged) = &node.staged else { return Ok(None) };

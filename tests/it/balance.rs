@@ -116,6 +116,10 @@ fn redundancy_follows_the_configuration() {
         let removed = metrics.lines().find_map(|l| l.strip_prefix("depotfs_balance_removed_total "));
         assert!(removed.unwrap().parse::<u64>().unwrap() >= 50, "{removed:?}");
         shards.depot.umount();
+        assert!(
+            shards.depot.dir.join("sharding/hints").exists(),
+            "the next daemon asks where they were found"
+        );
         shards.depot.check();
     });
 }

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -114,6 +115,23 @@ fn what_is_written_and_what_is_read_is_cached_and_passes_through() {
         assert_eq!(status["chain"][0]["cache"]["entries"], 2);
         let told = depot.cli(&["blob", "locate", depot.dir_str(), "repo/other"]).ok();
         assert!(told.contains("stored cache-fs") && told.contains("stored full-db"), "{told}");
+    });
+}
+
+#[test]
+fn what_arrives_is_asked_for_in_large_pieces() {
+    guarded(|| {
+        const MIB: u64 = 32;
+        let (depot, repo) = depot_with(&[]);
+        let bytes = noise(7, (MIB as usize) << 20);
+        write_uncached(&depot, &repo.join("file"), &bytes);
+        depot.umount();
+        depot.mount();
+        let before = reads(&depot);
+        assert!(fs::read(repo.join("file")).unwrap() == bytes);
+        let requests = reads(&depot) - before;
+        // A reader comes upon pages that are still read ahead now and then, and begins anew. By default there are 8 to a MiB.
+        assert!((1..=4 * MIB).contains(&requests), "{requests} requests for {MIB} MiB");
     });
 }
 
@@ -402,9 +420,9 @@ fn it_stands_before_files_and_may_be_thrown_away() {
     });
 }
 
-/// A good copy in the cache says nothing of what is stored.
+/// A good copy in the cache says nothing of what is stored, and is what that is made of again.
 #[test]
-fn damage_below_the_cache_is_found() {
+fn damage_below_the_cache_is_found_and_healed() {
     guarded(|| {
         let depot = Depot::uninitialised(Mode::Passthrough);
         depot.cli(&["init", depot.dir_str(), "--template", "cache-fs"]).ok();
@@ -421,12 +439,26 @@ fn damage_below_the_cache_is_found() {
         altered[77] ^= 1;
         fs::remove_file(&stored).unwrap();
         fs::write(&stored, &altered).unwrap();
-        let found = depot.cli(&["blob", "verify", depot.dir_str(), "repo/file"]);
-        assert!(found.code == Some(4) && found.err.contains("altered"), "{}", found.err);
-        assert!(cached(&depot, &bytes).exists() && fs::read(&file).unwrap() == bytes);
-        fs::remove_file(&stored).unwrap();
-        let found = depot.cli(&["blob", "verify", depot.dir_str(), "repo/file"]);
-        assert!(found.code == Some(4) && found.err.contains("missing"), "{}", found.err);
+        let verify = || depot.cli(&["blob", "verify", depot.dir_str(), "repo/file"]);
+        for damage in ["altered", "missing", "cut"] {
+            match damage {
+                "altered" => {}
+                "missing" => fs::remove_file(&stored).unwrap(),
+                _ => fs::OpenOptions::new().write(true).open(&stored).unwrap().set_len(5).unwrap(),
+            }
+            let found = verify();
+            assert!(found.code == Some(4) && found.err.contains("put back"), "{damage}: {}", found.err);
+            assert!(fs::read(&stored).unwrap() == bytes && fs::read(&file).unwrap() == bytes, "{damage}");
+            verify().ok();
+            fs::set_permissions(&stored, fs::Permissions::from_mode(0o600)).unwrap();
+        }
+        // Without a good copy it is told, and nothing else.
+        depot.cli(&["cache", "drop", depot.dir_str(), "--all"]).ok();
+        assert!(!cached(&depot, &bytes).exists());
+        fs::write(&stored, &altered).unwrap();
+        let found = verify();
+        assert!(found.code == Some(4) && found.err.contains("its bytes were altered\n"), "{}", found.err);
+        assert!(fs::read(&stored).unwrap() == altered);
     });
 }
 

@@ -5,18 +5,15 @@ use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::data::{noise, rw};
-use crate::harness::{
-    Depot, Fails, Mode, Tree, as_user, eventually, guarded, on_depot, run_command, sh, sha1,
-};
+use crate::harness::{Depot, Fails, Mode, Tree, eventually, guarded, on_depot, run_command, sh, sha1};
 
 modes!(mounted:
     nothing_answered_is_lost_by_a_kill, a_kill_with_open_files_and_mappings, umount_seals_what_is_pending,
@@ -25,7 +22,7 @@ modes!(mounted:
 );
 
 /// What the program wrote on both channels.
-fn said(ran: &crate::harness::Ran) -> String {
+pub fn said(ran: &crate::harness::Ran) -> String {
     format!("{}{}", ran.out, ran.err)
 }
 
@@ -302,139 +299,6 @@ fn an_unknown_key_is_refused_with_the_nearest() {
 }
 
 #[test]
-fn an_unknown_option_is_refused_with_the_nearest() {
-    on_depot(|depot| {
-        for (given, nearest) in
-            [("pasthrough=off", "passthrough"), ("noatme", "noatime"), ("subdri=x", "subdir")]
-        {
-            let err = depot.mount_with(given).fails(2);
-            let name = given.split('=').next().unwrap();
-            assert!(err.contains(name) && err.contains(nearest), "{err}");
-            assert!(!depot.is_mounted());
-        }
-        depot.mount_with("durability=never").fails(2);
-        depot.mount_with("x-systemd.automount,_netdev,defaults,nofail,rw,default_permissions").ok();
-    });
-}
-
-#[test]
-fn options_of_mount_hold() {
-    on_depot(|depot| {
-        depot.mount_with("noexec,nosuid,nodev").ok();
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let line = mounts.lines().find(|l| l.contains(depot.mountpoint_str())).unwrap();
-        for option in ["noexec", "nosuid", "nodev"] {
-            assert!(line.contains(option), "{line}");
-        }
-        assert!(
-            line.contains("fuse.depotfs")
-                && line.contains("default_permissions")
-                && line.contains("allow_other"),
-            "{line}"
-        );
-        fs::create_dir(depot.path("repo")).unwrap();
-        sh(depot.path("repo"), "printf '#!/bin/sh\\n' > x; chmod +x x; mknod null c 1 3");
-        Command::new(depot.path("repo/x")).spawn().fails(Errno::EACCES);
-        fs::read(depot.path("repo/null")).fails(Errno::EACCES);
-        sh(depot.path("repo"), "ln -s x link");
-        assert!(fs::read(depot.path("repo/link")).is_ok());
-        depot.umount();
-        depot.mount_with("nosymfollow,silent,nomand,noiversion,noallow_other").ok();
-        fs::read(depot.path("repo/link")).fails(Errno::ELOOP);
-        assert!(
-            !fs::read_to_string("/proc/self/mountinfo")
-                .unwrap()
-                .lines()
-                .any(|line| { line.contains(depot.mountpoint_str()) && line.contains("allow_other") })
-        );
-        as_user(1001, 1001, || fs::metadata(depot.path("repo")).fails(Errno::EACCES));
-    });
-}
-
-#[test]
-fn passthrough_that_is_insisted_on() {
-    on_depot(|depot| {
-        depot.mount_with("passthrough=on").ok();
-        assert_eq!(depot.status()["reads"]["mode"], "passthrough");
-    });
-    guarded(|| {
-        let depot = Depot::new(Mode::User);
-        let err = depot.mount_with("passthrough=on").fails(1);
-        assert!(err.contains("passthrough=on") && err.contains("root"), "{err}");
-        assert!(!depot.is_mounted());
-    });
-}
-
-#[test]
-fn a_read_only_mount_changes_nothing() {
-    on_depot(|depot| {
-        depot.mount();
-        let (gone, aside) = leave_work_for_every_job(depot);
-        let before = files_below(&depot.dir.join("filestore"));
-        depot.mount_with("ro").ok();
-        let path = depot.path("repo/file");
-        assert_eq!(fs::read(&path).unwrap(), b"bytes");
-        assert_eq!(fs::read(depot.path("repo/unsealed")).unwrap(), b"not sealed yet");
-        OpenOptions::new().write(true).open(&path).fails(Errno::EROFS);
-        File::create(depot.path("repo/new")).fails(Errno::EROFS);
-        fs::remove_file(&path).fails(Errno::EROFS);
-        fs::create_dir(depot.path("new")).fails(Errno::EROFS);
-        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o000)).fails(Errno::EROFS);
-        crate::sys::setxattr(&path, "user.x", b"y", 0).fails(Errno::EROFS);
-        let flags = nix::sys::statvfs::statvfs(&depot.mountpoint).unwrap().flags();
-        assert!(flags.contains(nix::sys::statvfs::FsFlags::ST_RDONLY));
-        let ticks = processor_ticks(depot.pid());
-        std::thread::sleep(Duration::from_secs(2));
-        let ticks = processor_ticks(depot.pid()) - ticks;
-        assert!(ticks < 50, "{ticks} hundredths of a second of 2 s for nothing");
-        let ran = depot.cli(&["umount", depot.mountpoint_str()]);
-        assert_eq!(ran.err, "");
-        ran.ok();
-        assert_eq!(files_below(&depot.dir.join("filestore")), before);
-        let log = depot.log();
-        assert!(!log.contains("ERROR") && !log.contains("read-only"), "{log}");
-        depot.mount();
-        fs::write(&path, "changed").unwrap();
-        eventually("the work that was there to be done", || !gone.exists() && !aside.exists());
-    });
-}
-
-/// A mounted depot is killed with a dead blob, blobs without digests, an unsealed file and set-aside bytes whose time is
-/// over; where the dead blob and those bytes are.
-fn leave_work_for_every_job(depot: &Depot) -> (PathBuf, PathBuf) {
-    fs::create_dir(depot.path("repo")).unwrap();
-    fs::write(depot.path("repo/file"), "bytes").unwrap();
-    fs::write(depot.path("repo/gone"), "gone").unwrap();
-    depot.flush();
-    fs::remove_file(depot.path("repo/gone")).unwrap();
-    depot.flush();
-    fs::write(depot.path("repo/unsealed"), "not sealed yet").unwrap();
-    depot.kill();
-    let index = rusqlite::Connection::open(depot.dir.join("index.db")).unwrap();
-    let dead = index.execute("UPDATE blob SET since = 1 WHERE refs = 0 AND size > 0", []).unwrap();
-    assert_eq!(dead, 1);
-    index.execute("UPDATE blob SET sha256 = NULL, md5 = NULL WHERE size > 0", []).unwrap();
-    let aside = depot.dir.join("filestore/_aside/00000000000000aa");
-    fs::write(&aside, "kept too long").unwrap();
-    // The note tells since when.
-    fs::write(aside.with_extension("txt"), "why").unwrap();
-    sh("/", &format!("touch -d '15 days ago' {}.txt", aside.display()));
-    (depot.blob(&sha1(b"gone")), aside)
-}
-
-/// Paths, sizes, times and numbers of all files below a directory; a mount tries in it what the disk can.
-fn files_below(dir: &Path) -> String {
-    sh(dir, "find . -type f -printf '%p %s %i %T@\n' | sort")
-}
-
-/// Hundredths of a second that a process has computed.
-fn processor_ticks(pid: i32) -> u64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let (_, fields) = stat.rsplit_once(") ").unwrap();
-    fields.split(' ').skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum()
-}
-
-#[test]
 fn a_daemon_whose_socket_is_gone_ends() {
     on_depot(|depot| {
         depot.mount();
@@ -492,83 +356,6 @@ fn mappings_stay_those_of_their_files_until_the_end() {
         depot.mount();
         assert_eq!(fs::read(&path).unwrap()[..7], *b"changed");
         assert!(fs::read(depot.path("repo/twin")).unwrap() == noise(7, 50_000));
-    });
-}
-
-/// A file system over another one, which the kernel does not pass through to; gone with this.
-struct Stacked(PathBuf);
-
-impl Stacked {
-    fn new(scratch: &Path) -> Stacked {
-        let at = scratch.join("stacked");
-        let script = "mkdir lower upper work stacked
-            mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work stacked";
-        sh(scratch, script);
-        Stacked(at)
-    }
-}
-
-impl Drop for Stacked {
-    fn drop(&mut self) {
-        run_command(Command::new("umount").arg("-l").arg(&self.0));
-    }
-}
-
-#[test]
-fn passthrough_that_does_not_work_is_an_error_where_it_is_insisted_on() {
-    on_depot(|depot| {
-        let stacked = Stacked::new(depot.scratch());
-        let dir = depot.scratch().join("other");
-        let dir = dir.to_str().unwrap();
-        let store = format!("file-system.dir={}/blobs", stacked.0.display());
-        depot.cli(&["init", dir, "--set", &store]).ok();
-        let err = depot.cli(&["mount", dir, depot.mountpoint_str(), "-o", "passthrough=on"]).fails(1);
-        assert!(err.contains("passthrough=on") && err.contains("the kernel refuses it"), "{err}");
-        assert!(!depot.is_mounted());
-        depot.cli(&["mount", dir, depot.mountpoint_str()]).ok();
-        fs::create_dir(depot.path("repo")).unwrap();
-        fs::write(depot.path("repo/file"), noise(1, 100_000)).unwrap();
-        assert!(fs::read(depot.path("repo/file")).unwrap() == noise(1, 100_000));
-        depot.cli(&["umount", depot.mountpoint_str()]).ok();
-        depot.mount_with("passthrough=on").ok();
-    });
-}
-
-#[test]
-fn a_directory_of_the_tree_as_the_root_of_the_mount() {
-    on_depot(|depot| {
-        depot.mount();
-        fs::create_dir_all(depot.path("repo/dir/sub")).unwrap();
-        fs::write(depot.path("repo/dir/file"), "bytes").unwrap();
-        fs::write(depot.path("repo/outside"), "x").unwrap();
-        depot.umount();
-        depot.mount_with("subdir=repo/dir").ok();
-        assert_eq!(fs::read(depot.path("file")).unwrap(), b"bytes");
-        let mut listed: Vec<_> =
-            fs::read_dir(&depot.mountpoint).unwrap().map(|e| e.unwrap().file_name()).collect();
-        listed.sort();
-        assert_eq!(listed, ["file", "sub"]);
-        assert_eq!(
-            fs::metadata(depot.path("..")).unwrap().ino(),
-            fs::metadata(depot.scratch()).unwrap().ino()
-        );
-        fs::write(depot.path("new"), "files stand at the top here").unwrap();
-        fs::rename(depot.path("new"), depot.path("sub/new")).unwrap();
-        fs::hard_link(depot.path("file"), depot.path("sub/linked")).unwrap();
-        fs::create_dir(depot.path(".trash")).unwrap();
-        assert_eq!(depot.status()["mount"]["subdir"], "repo/dir");
-        let sum = depot.checksum(depot.path("file").to_str().unwrap());
-        assert_eq!(sum, sha1(b"bytes"));
-        assert_eq!(
-            depot.checksum("repo/outside"),
-            sha1(b"x"),
-            "a relative path starts at the root of the tree"
-        );
-        depot.umount();
-        depot.mount_with("subdir=repo/missing").fails(1);
-        depot.mount_with("subdir=repo/outside").fails(1);
-        depot.mount();
-        assert!(depot.path("repo/dir/sub/new").exists());
     });
 }
 
@@ -636,55 +423,6 @@ fn told_to_end_it_leaves_a_busy_mount() {
     });
 }
 
-/// How often the daemon forces something to the disk while `work` runs.
-fn forces(depot: &Depot, work: impl FnOnce()) -> usize {
-    let (out, pid) = (depot.scratch().join("forces"), depot.pid().to_string());
-    let args = ["-f", "-q", "-e", "trace=fsync,fdatasync,syncfs", "-o", out.to_str().unwrap(), "-p", &pid];
-    let mut tracer = crate::harness::command("strace", &args).stderr(Stdio::null()).spawn().unwrap();
-    eventually("every thread to be traced", || {
-        let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
-        let mut states = tasks.filter_map(|task| fs::read_to_string(task.path().join("status")).ok());
-        states.all(|state| !state.contains("TracerPid:\t0"))
-    });
-    work();
-    kill(Pid::from_raw(tracer.id() as i32), Signal::SIGINT).unwrap();
-    tracer.wait().unwrap();
-    let text = fs::read_to_string(out).unwrap();
-    // A call that others run into stands on two lines.
-    text.lines().filter(|line| line.contains("sync") && !line.contains("resumed")).count()
-}
-
-#[test]
-fn synchronous_mounts_force_at_once() {
-    on_depot(|depot| {
-        const CHANGES: usize = 20;
-        let make = |kind: &str| {
-            for i in 0..CHANGES {
-                fs::create_dir(depot.path(format!("repo/{kind}{i}"))).unwrap();
-            }
-        };
-        let write = || {
-            let file = rw(&depot.path("repo/file"));
-            (0..CHANGES).for_each(|i| file.write_all_at(b"bytes", i as u64).unwrap());
-        };
-        depot.mount();
-        fs::create_dir(depot.path("repo")).unwrap();
-        fs::write(depot.path("repo/file"), "bytes").unwrap();
-        assert!(forces(depot, || make("none")) < CHANGES, "the measure: an ordinary mount");
-        depot.umount();
-        depot.mount_with("dirsync").ok();
-        assert!(forces(depot, || make("dirsync")) >= CHANGES);
-        assert!(forces(depot, || fs::write(depot.path("repo/new"), "").unwrap()) > 0);
-        assert_eq!(depot.status()["reads"]["mode"], "passthrough");
-        depot.umount();
-        depot.mount_with("sync").ok();
-        assert!(forces(depot, write) >= CHANGES);
-        assert!(forces(depot, || make("sync")) >= CHANGES);
-        depot.umount();
-        depot.mount_with("sync,passthrough=on").fails(2);
-    });
-}
-
 #[test]
 fn sync_and_syncfs_do_not_reach_the_daemon() {
     on_depot(|depot| {
@@ -706,144 +444,6 @@ fn sync_and_syncfs_do_not_reach_the_daemon() {
         drop(file);
         depot.flush();
         assert_eq!(depot.blobs(), [sha1(b"bytes")]);
-    });
-}
-
-#[test]
-fn the_log_is_quiet_and_can_be_rotated() {
-    on_depot(|depot| {
-        depot.mount();
-        fs::create_dir(depot.path("repo")).unwrap();
-        for i in 0..200 {
-            fs::write(depot.path(format!("repo/{i}")), format!("{i}")).unwrap();
-        }
-        depot.flush();
-        let log = depot.log();
-        assert!(log.contains(depot.mountpoint_str()), "a mount is an event: {log}");
-        assert!(log.lines().count() < 30, "no line per request: {log}");
-        let dir = depot.dir.join("log");
-        let name = fs::read_dir(&dir).unwrap().next().unwrap().unwrap().path();
-        fs::rename(&name, dir.join("rotated")).unwrap();
-        kill(Pid::from_raw(depot.pid()), Signal::SIGHUP).unwrap();
-        eventually("a new log", || name.exists());
-        let errors = format!("/proc/{}/fd/2", depot.pid());
-        eventually("standard error to follow", || fs::read_link(&errors).unwrap() == name);
-        depot.umount();
-        assert!(fs::metadata(&name).unwrap().len() > 0, "the end is an event");
-    });
-}
-
-#[test]
-fn the_log_level_changes_while_running() {
-    on_depot(|depot| {
-        depot.mount();
-        fs::create_dir(depot.path("repo")).unwrap();
-        let quiet = depot.log().lines().count();
-        depot.cli(&["log", depot.dir_str(), "trace"]).ok();
-        // A refused request is worth a line at this level.
-        fs::write(depot.path("repo/file"), "x").unwrap();
-        crate::sys::getxattr(depot.path("repo/file"), "user.missing").fails(Errno::ENODATA);
-        eventually("more in the log", || depot.log().lines().count() > quiet + 1);
-        depot.cli(&["log", depot.dir_str(), "loud"]).fails(2);
-        depot.cli(&["log", depot.dir_str(), "info"]).ok();
-    });
-}
-
-#[test]
-fn status_waits_for_a_daemon_that_has_no_socket_yet() {
-    on_depot(|depot| {
-        depot.mount();
-        // As in the moments after the mount and before the end.
-        let (socket, away) = (depot.dir.join("control.sock"), depot.dir.join("away"));
-        fs::rename(&socket, &away).unwrap();
-        std::thread::scope(|s| {
-            let status = s.spawn(|| depot.cli(&["status", depot.dir_str()]));
-            std::thread::sleep(Duration::from_millis(500));
-            assert!(!status.is_finished(), "{}", said(&status.join().unwrap()));
-            fs::rename(&away, &socket).unwrap();
-            assert!(status.join().unwrap().ok().contains(depot.mountpoint_str()));
-        });
-        depot.umount();
-        depot.cli(&["status", depot.dir_str()]).fails(3);
-    });
-}
-
-#[test]
-fn status_tells_what_it_can_of_a_spoiled_depot() {
-    on_depot(|depot| {
-        depot.mount();
-        let aside = depot.dir.join("filestore/_aside");
-        fs::rename(&aside, depot.dir.join("filestore/_pre/away")).unwrap();
-        fs::write(&aside, "no directory").unwrap();
-        let status = depot.status();
-        assert!(status["reports"].to_string().contains("cannot be listed"), "{status}");
-        assert_eq!(status["chain"][0]["health"], "up");
-        depot.cli(&["metrics", depot.dir_str()]).ok();
-        fs::remove_file(&aside).unwrap();
-        fs::rename(depot.dir.join("filestore/_pre/away"), &aside).unwrap();
-        assert_eq!(depot.status()["reports"].as_array().unwrap().len(), 0);
-        depot.umount();
-    });
-}
-
-#[test]
-fn a_note_that_cannot_be_read_hides_nothing() {
-    guarded(|| {
-        let depot = Depot::new(Mode::User);
-        depot.mount();
-        // The depot's owner is not root, to whom these belong.
-        let aside = depot.dir.join("filestore/_aside");
-        for name in ["0000000000000042", "0000000000000042.txt"] {
-            fs::write(aside.join(name), "bytes").unwrap();
-            fs::set_permissions(aside.join(name), std::os::unix::fs::PermissionsExt::from_mode(0o600))
-                .unwrap();
-        }
-        let listed = depot.status()["aside"].clone();
-        assert_eq!(
-            (listed[0]["name"].as_str(), listed[0]["bytes"].as_u64()),
-            (Some("0000000000000042"), Some(5))
-        );
-        assert!(listed[0]["why"].as_str().unwrap().contains("ermission denied"), "{listed}");
-        depot.umount();
-    });
-}
-
-#[test]
-fn a_wrong_log_level_is_told_with_where_it_stands() {
-    on_depot(|depot| {
-        let mut command = depot.command(&["mount", depot.dir_str(), depot.mountpoint_str()]);
-        let err = run_command(command.env("DEPOTFS_LOG", "loud")).fails(1);
-        assert!(err.contains("DEPOTFS_LOG"), "{err}");
-        assert!(!depot.is_mounted());
-    });
-}
-
-#[test]
-fn other_users_are_not_answered() {
-    on_depot(|depot| {
-        depot.mount();
-        fs::set_permissions(&depot.dir, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-        fs::create_dir(depot.path("repo")).unwrap();
-        fs::write(depot.path("repo/file"), "bytes").unwrap();
-        // The mode of the socket turns them away first, and who is calling does so too.
-        for mode in [0o600, 0o666] {
-            let socket = depot.dir.join("control.sock");
-            fs::set_permissions(&socket, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
-            for args in [
-                &["flush", depot.dir_str()][..],
-                &["status", depot.dir_str()],
-                &["metrics", depot.dir_str()],
-                &["repo", "list", depot.dir_str()],
-                &["blob", "cat", depot.dir_str(), "repo/file"],
-                &["blob", "rescue", depot.dir_str()],
-                &["log", depot.dir_str(), "debug"],
-            ] {
-                let ran = as_user(1001, 1001, || depot.cli(args));
-                assert_eq!((ran.code, ran.out.as_str()), (Some(1), ""), "{args:?}: {}", said(&ran));
-                let why = if mode == 0o600 { "ermission" } else { "user 1001 may not ask" };
-                assert!(ran.err.contains(why), "{args:?}: {}", ran.err);
-            }
-        }
     });
 }
 

@@ -3,12 +3,47 @@
 //! The mount of a second depot stands for such a file system: a FUSE one, whose server is stopped and goes on at will.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::mpsc::{Sender, channel};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::harness::{Depot, Mode, eventually, guarded};
+
+/// A server that does not answer, until this is dropped; or for some time, so that a test that waits for it fails and ends.
+struct Stopped {
+    end: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Stopped {
+    fn stop(server: &Depot) -> Stopped {
+        let server = Pid::from_raw(server.pid());
+        kill(server, Signal::SIGSTOP).unwrap();
+        let (end, ended) = channel();
+        let wait = move || {
+            let _ = ended.recv_timeout(Duration::from_secs(90));
+            let _ = kill(server, Signal::SIGCONT);
+        };
+        Stopped { end: Some(end), thread: Some(thread::spawn(wait)) }
+    }
+
+    /// It answers again.
+    #[track_caller]
+    fn go_on(self) {
+        assert!(!self.thread.as_ref().unwrap().is_finished(), "the server had to go on by itself");
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        self.end = None;
+        let _ = self.thread.take().unwrap().join();
+    }
+}
 
 /// A mounted depot whose tree is the server, and one that is not mounted yet, with shards in the directories given.
 fn pair(shards: impl Fn(&Depot, &Depot) -> Vec<String>) -> (Depot, Depot) {
@@ -50,8 +85,7 @@ fn a_shard_that_hangs_is_set_aside() {
         }
         depot.umount();
         depot.mount();
-        let pid = Pid::from_raw(server.pid());
-        kill(pid, Signal::SIGSTOP).unwrap();
+        let stopped = Stopped::stop(&server);
         let begun = Instant::now();
         for i in 0..12 {
             assert!(fs::read(repo.join(format!("file{i}"))).unwrap() == bytes(i));
@@ -66,7 +100,7 @@ fn a_shard_that_hangs_is_set_aside() {
         quick("ls", &|| assert_eq!(fs::read_dir(&repo).unwrap().count(), 12));
         quick("df", &|| assert!(nix::sys::statvfs::statvfs(&repo).is_ok()));
         let status = depot.status();
-        kill(pid, Signal::SIGCONT).unwrap();
+        stopped.go_on();
         assert!(took < Duration::from_secs(60), "12 files took {took:?} beside a shard that hangs");
         assert!(status["chain"][0]["children"][1]["health"]["failing"].is_string(), "{status}");
         eventually("the shard to be used again", || {
@@ -96,10 +130,9 @@ fn writers_do_not_wait_for_a_shard_that_hangs() {
         fs::create_dir(&repo).unwrap();
         fs::write(repo.join("before"), "bytes").unwrap();
         depot.flush();
-        let pid = Pid::from_raw(server.pid());
-        kill(pid, Signal::SIGSTOP).unwrap();
-        let (tell, told) = std::sync::mpsc::channel();
-        let writer = std::thread::spawn(move || {
+        let stopped = Stopped::stop(&server);
+        let (tell, told) = channel();
+        let writer = thread::spawn(move || {
             for i in 0..6 {
                 let mut file = fs::File::create(repo.join(format!("file{i}"))).unwrap();
                 std::io::Write::write_all(&mut file, format!("content {i} ").repeat(3000).as_bytes())
@@ -110,7 +143,7 @@ fn writers_do_not_wait_for_a_shard_that_hangs() {
             repo
         });
         let in_time = told.recv_timeout(Duration::from_secs(40));
-        kill(pid, Signal::SIGCONT).unwrap();
+        stopped.go_on();
         let repo = writer.join().unwrap();
         assert!(in_time.is_ok(), "six files were not written and forced beside a shard that hangs");
         depot.flush();
@@ -118,6 +151,90 @@ fn writers_do_not_wait_for_a_shard_that_hangs() {
             let read = fs::read_to_string(repo.join(format!("file{i}"))).unwrap();
             assert!(read == format!("content {i} ").repeat(3000), "file{i}");
         }
+        depot.umount();
+        depot.check();
+        server.umount();
+    });
+}
+
+/// All blobs are there, and files that are being written: who wants one of those waits, and nobody else.
+#[test]
+fn a_filestore_that_hangs_holds_up_nobody_who_does_not_want_it() {
+    guarded(|| {
+        let server = Depot::new(Mode::Passthrough);
+        server.mount();
+        fs::create_dir(server.path("disks")).unwrap();
+        let depot = Depot::uninitialised(Mode::Passthrough);
+        let dir = format!("file-system.dir={}", server.path("disks/blobs").display());
+        depot.cli(&["init", depot.dir_str(), "--set", "chain=file-system", "--set", &dir]).ok();
+        depot.mount();
+        let (sealed, written) = (depot.path("sealed"), depot.path("written"));
+        [&sealed, &written].iter().for_each(|repo| fs::create_dir(repo).unwrap());
+        let bytes = |i: usize| format!("content {i} ").repeat(3000).into_bytes();
+        for i in 0..30 {
+            fs::write(sealed.join(format!("file{i}")), bytes(i)).unwrap();
+        }
+        depot.flush();
+        depot.umount();
+        depot.mount();
+        // More than the daemon has threads for what is slow.
+        const WRITERS: usize = 600;
+        let opened: Vec<fs::File> =
+            (0..WRITERS).map(|i| fs::File::create(written.join(format!("file{i}"))).unwrap()).collect();
+        let stopped = Stopped::stop(&server);
+        let went_on = thread::scope(|scope| {
+            let writers: Vec<_> = opened
+                .iter()
+                .enumerate()
+                .map(|(i, mut file)| {
+                    scope.spawn(move || std::io::Write::write_all(&mut file, &bytes(i)).is_ok())
+                })
+                .collect();
+            let readers: Vec<_> = (0..30)
+                .map(|i| {
+                    let path = sealed.join(format!("file{i}"));
+                    scope.spawn(move || fs::read(path).is_ok())
+                })
+                .collect();
+            thread::sleep(Duration::from_millis(500));
+            let mut slow = Vec::new();
+            let mut quick = |what: &'static str, ask: &dyn Fn() -> bool| {
+                let begun = Instant::now();
+                let well = ask();
+                if !well || begun.elapsed() > Duration::from_secs(1) {
+                    slow.push((what, well, begun.elapsed()));
+                }
+            };
+            quick("status", &|| depot.cli(&["status", depot.dir_str()]).code == Some(0));
+            quick("ls", &|| fs::read_dir(&sealed).unwrap().count() == 30);
+            quick("stat", &|| fs::metadata(sealed.join("file7")).is_ok_and(|found| found.len() == 30_000));
+            quick("df", &|| nix::sys::statvfs::statvfs(&sealed).is_ok());
+            quick("mkdir", &|| fs::create_dir(sealed.join("dir")).is_ok());
+            quick("chmod", &|| {
+                fs::set_permissions(sealed.join("file7"), fs::Permissions::from_mode(0o600)).is_ok()
+            });
+            quick("rename", &|| fs::rename(sealed.join("file0"), sealed.join("dir/file0")).is_ok());
+            quick("rm", &|| fs::remove_file(sealed.join("dir/file0")).is_ok());
+            let begun = Instant::now();
+            let read = readers.into_iter().map(|reader| reader.join().unwrap());
+            let read = read.filter(|read| *read).count();
+            let waited = begun.elapsed();
+            stopped.go_on();
+            let wrote =
+                writers.into_iter().map(|writer| writer.join().unwrap()).filter(|wrote| *wrote).count();
+            (slow, read, waited, wrote)
+        });
+        let (slow, read, waited, wrote) = went_on;
+        assert!(slow.is_empty(), "{slow:?}");
+        assert_eq!((read, wrote), (0, WRITERS), "readers have an error, writers have waited");
+        assert!(waited < Duration::from_secs(60), "readers waited for {waited:?}");
+        drop(opened);
+        depot.flush();
+        for i in 0..WRITERS {
+            assert!(fs::read(written.join(format!("file{i}"))).unwrap() == bytes(i), "file{i}");
+        }
+        assert!(fs::read(sealed.join("file1")).unwrap() == bytes(1));
+        depot.verify_blobs();
         depot.umount();
         depot.check();
         server.umount();

@@ -6,6 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::errno::Errno;
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use crate::data::noise;
 use crate::harness::{Depot, Fails, Mode, Proxy, S3_KEYS, Server, Speaks, eventually, guarded, sha1};
@@ -292,6 +293,88 @@ fn a_depot_is_mounted_without_its_server() {
     });
 }
 
+/// What was altered in the bucket is replaced by the cached copy, also by way of a queue.
+#[test]
+fn what_was_altered_in_the_bucket_is_healed_from_the_cache() {
+    guarded(|| {
+        let server = Server::start(Speaks::S3);
+        for chain in ["cache-fs,retry,s3-storage-v3", "cache-fs,eventual,retry,s3-storage-v3"] {
+            let depot = Depot::in_bucket(&server, server.port(), &[&format!("chain={chain}")]);
+            depot.mount();
+            fs::create_dir(depot.path("repo")).unwrap();
+            // Of a size that an upload asks for first.
+            let (file, bytes) = (depot.path("repo/file"), noise(1, 12_000_000));
+            fs::write(&file, &bytes).unwrap();
+            depot.flush();
+            depot.cli(&["flush", depot.dir_str(), "--wait"]).ok();
+            depot.cli(&["warm", depot.dir_str(), "repo"]).ok();
+            let object = depot.blob(&sha1(&bytes));
+            let verify = || depot.cli(&["blob", "verify", depot.dir_str(), "repo/file"]);
+            verify().ok();
+            let mut altered = bytes.clone();
+            altered[7_000_000] ^= 1;
+            for damage in ["altered", "missing"] {
+                match damage {
+                    "altered" => fs::write(&object, &altered).unwrap(),
+                    _ => fs::remove_file(&object).unwrap(),
+                }
+                server.refresh();
+                let found = verify();
+                assert!(
+                    found.code == Some(4) && found.err.contains("put back from a good copy"),
+                    "{chain}, {damage}: {}",
+                    found.err
+                );
+                assert!(fs::read(&object).unwrap() == bytes, "{chain}, {damage}");
+                verify().ok();
+            }
+            depot.umount();
+            depot.mount();
+            depot.cli(&["cache", "drop", depot.dir_str(), "--all"]).ok();
+            assert!(fs::read(&file).unwrap() == bytes, "{chain}");
+            // It is removed like any other.
+            fs::remove_file(&file).unwrap();
+            depot.umount();
+        }
+    });
+}
+
+/// However far the kernel reads ahead: of one who says that he reads in order it is twice as far.
+#[test]
+fn one_who_reads_in_order_has_nothing_fetched_twice() {
+    guarded(|| {
+        const LEN: usize = 48 << 20;
+        let chain = "chain=cache-fs,eventual,retry,s3-storage-v3";
+        let (_server, proxy, depot) = behind_a_proxy(&[chain]);
+        let contents = [noise(1, LEN), noise(2, LEN)];
+        let path = |i: usize| depot.path(format!("repo/file{i}"));
+        contents.iter().enumerate().for_each(|(i, bytes)| fs::write(path(i), bytes).unwrap());
+        depot.cli(&["flush", depot.dir_str(), "--wait"]).ok();
+        depot.umount();
+        depot.mount();
+        eventually("the cache to be empty", || {
+            depot.cli(&["cache", "drop", depot.dir_str(), "--all"]).ok();
+            crate::cache::cache(&depot)["entries"] == 0
+        });
+        proxy.delay(Duration::from_millis(50));
+        for (i, bytes) in contents.iter().enumerate() {
+            proxy.forget();
+            let file = fs::File::open(path(i)).unwrap();
+            if i == 1 {
+                posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_SEQUENTIAL).unwrap();
+            }
+            let (mut read, mut buffer) = (0, vec![0; 128 << 10]);
+            while read < LEN {
+                let n = file.read_at(&mut buffer, read as u64).unwrap();
+                assert!(n > 0 && buffer[..n] == bytes[read..read + n], "{n} bytes at {read}");
+                read += n;
+            }
+            let received: u64 = proxy.seen().iter().map(|seen| seen.received()).sum();
+            assert!((LEN as u64..LEN as u64 * 51 / 50).contains(&received), "{received} of {LEN} bytes");
+        }
+    });
+}
+
 /// An object that was deleted by mistake comes back from a bucket that keeps versions.
 #[test]
 fn check_brings_back_what_was_deleted_by_mistake() {
@@ -314,5 +397,16 @@ fn check_brings_back_what_was_deleted_by_mistake() {
         depot.check();
         depot.mount();
         assert_eq!(fs::read(depot.path("repo/lost")).unwrap(), noise(2, 20_000));
+        // While it is mounted, a look at one blob does the same: also of one that was overwritten.
+        for (method, body) in [("DELETE", ""), ("PUT", "something else")] {
+            server.plain_request(method, &format!("/{bucket}/filestore/{}/{sum}", &sum[..2]), body);
+            let found = depot.cli(&["blob", "verify", depot.dir_str(), "repo/lost"]);
+            assert!(
+                found.code == Some(4) && found.err.contains("put back from an earlier version"),
+                "{method}: {}",
+                found.err
+            );
+            depot.cli(&["blob", "verify", depot.dir_str(), "repo/lost"]).ok();
+        }
     });
 }

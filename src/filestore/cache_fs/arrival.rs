@@ -26,7 +26,8 @@ use crate::sys::file;
 
 /// The end of a blob that is shown only after all of it was compared with the checksum.
 const HELD_BACK: u64 = 128 * 1024;
-/// A reader this far behind what has arrived waits, one further ahead asks for its bytes itself.
+/// A reader up to this far ahead of what has arrived waits, one further ahead asks for its bytes itself. More than the kernel
+/// reads ahead, so that one who reads in order has nothing fetched twice.
 const AHEAD: u64 = 2 << 20;
 /// A read that begins before this starts the fetch.
 const BEGINNING: u64 = 256 * 1024;
@@ -40,6 +41,10 @@ const FETCHES_MAX: usize = 24;
 const STALL: Duration = Duration::from_millis(if cfg!(test) { 500 } else { 10_000 });
 /// After a failed fetch, or without room, the next one begins this much later.
 const PAUSE: Duration = Duration::from_secs(2);
+/// Bytes that are written and then hashed, while the processor has them near.
+const STEP: usize = 256 << 10;
+/// Those who wait are woken this often, each time all of them; and for each step of the first so many bytes.
+const TOLD_EVERY: u64 = 1 << 20;
 /// Bytes that are sent to the disk together.
 const WRITE_BACK_EVERY: u64 = 16 << 20;
 /// What is left of a fetch that nobody reads is fetched all the same when it is at most this much.
@@ -328,9 +333,15 @@ impl Arrival {
                 stop = Some(Stop::Altered);
                 return Err(altered(&self.sum));
             }
-            self.write(piece, at)?;
-            hasher.update(piece);
-            at += piece.len() as u64;
+            for part in piece.chunks(STEP) {
+                self.write(part, at)?;
+                hasher.update(part);
+                let before = at;
+                at += part.len() as u64;
+                if at / TOLD_EVERY != before / TOLD_EVERY || at < TOLD_EVERY {
+                    self.has_arrived(at);
+                }
+            }
             self.has_arrived(at);
             Ok(())
         });

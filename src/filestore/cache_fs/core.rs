@@ -50,7 +50,7 @@ const CLAIM_POLL: Duration = Duration::from_millis(1);
 pub(super) struct Core {
     pub(super) dirs: Vec<FileSystem>,
     pub(super) below: Arc<dyn Provider>,
-    pub(super) options: Options,
+    options: RwLock<Options>,
     pub(super) ledger: Ledger,
     taken: Mutex<Taken>,
     /// Held for reading while a blob is opened, for writing while a name changes: a file that is found unused stays so until
@@ -126,7 +126,7 @@ impl Core {
         Ok(Core {
             dirs,
             below,
-            options,
+            options: RwLock::new(options),
             ledger,
             taken: Mutex::new(taken),
             gate: RwLock::default(),
@@ -151,7 +151,18 @@ impl Core {
 
     /// Whether a blob of this size is ever cached.
     pub(super) fn admits(&self, size: u64) -> bool {
-        size > 0 && size <= self.options.file_bytes_max && room_of(size) <= self.options.bytes_max
+        let Options { file_bytes_max, bytes_max, .. } = self.options();
+        size > 0 && size <= file_bytes_max && room_of(size) <= bytes_max
+    }
+
+    pub(super) fn options(&self) -> Options {
+        *self.options.read()
+    }
+
+    /// Others hold from now on; what is too much by them is evicted.
+    pub(super) fn set_options(&self, options: Options) {
+        *self.options.write() = options;
+        self.keep_within_limits();
     }
 
     pub(super) fn taken(&self) -> Taken {
@@ -278,9 +289,10 @@ impl Core {
 
     /// Bytes that must go before `room` more may be taken.
     fn lacking(&self, taken: &Taken, dir: usize, room: u64) -> u64 {
-        let over = (taken.room + room).saturating_sub(self.options.bytes_max);
+        let Options { bytes_max, free_bytes_min, .. } = self.options();
+        let over = (taken.room + room).saturating_sub(bytes_max);
         // What is arriving may not be on the disk yet.
-        let wanted = self.options.free_bytes_min + taken.arriving + room;
+        let wanted = free_bytes_min + taken.arriving + room;
         let short = match self.dirs[dir].volume().space() {
             Ok(Some(space)) => wanted.saturating_sub(space.available),
             // A file system that answers nonsense is not asked.

@@ -13,6 +13,7 @@ use super::super::error::{Doing, Error, Result};
 use super::super::file_system::FileSystem;
 use super::super::provider::Offer;
 use super::super::staging::{StagingDir, StagingReader};
+use super::Options;
 use super::arrival::{Arrival, force};
 use super::core::Core;
 use super::filling::{Filling, Place};
@@ -67,7 +68,7 @@ impl Core {
             match offer.from.stat(offer.name) {
                 // Whoever has a file elsewhere may write it again.
                 Ok(stat) if stat.links == 1 && is_ours(&offer.from) => links.push((*sum, offer)),
-                Ok(_) if !self.options.handed_over => self.queue(*sum, offer.size, Source::Below),
+                Ok(_) if !self.options().handed_over => self.queue(*sum, offer.size, Source::Below),
                 Ok(_) => {}
                 Err(error) => self.complain(&error),
             }
@@ -199,7 +200,7 @@ impl Core {
             while !signal.stopped() && self.fill_next() {}
             self.note_asked();
             self.reap_left();
-            self.keep_free();
+            self.keep_within_limits();
             sweep.go_on(self);
             if !signal.wait(PERIOD) {
                 return;
@@ -207,15 +208,15 @@ impl Core {
         }
     }
 
-    /// Evicts what others need of the disk.
-    fn keep_free(&self) {
-        let short = |dir: &FileSystem| {
-            let space = dir.volume().space().ok()??;
-            Some(self.options.free_bytes_min.saturating_sub(space.available))
-        };
+    /// Evicts what others need of the disk, and what is too much since the limit was made smaller.
+    pub(super) fn keep_within_limits(&self) {
+        let Options { bytes_max, free_bytes_min, .. } = self.options();
+        let short =
+            |dir: &FileSystem| Some(free_bytes_min.saturating_sub(dir.volume().space().ok()??.available));
         let short = self.dirs.iter().filter_map(short).max().unwrap_or(0);
-        if short > 0 && self.taken().room > 0 {
-            self.evict(room_of(short));
+        let room = self.taken().room;
+        if short > 0 && room > 0 || room > bytes_max {
+            self.evict(room_of(short).max(room.saturating_sub(bytes_max)));
         }
     }
 }

@@ -215,17 +215,22 @@ impl CacheFs {
         Ok(if self.core.copy_from_below(sum, size, go_on)? { Warmed::Fetched } else { Warmed::NotCached })
     }
 
+    /// Other limits hold from now on. What is in use goes later where it is too much.
+    pub fn change(&self, options: Options) {
+        self.core.set_options(options);
+    }
+
     /// How large it should be.
     pub fn advise(&self) -> Result<Advice> {
         self.core.note_asked();
-        Ok(advice::advise(&self.core.ledger.asked()?, self.core.options.bytes_max))
+        Ok(advice::advise(&self.core.ledger.asked()?, self.core.options().bytes_max))
     }
 
     /// How full it is.
     pub fn cache_status(&self) -> CacheStatus {
         let taken = self.core.taken();
         CacheStatus {
-            limit: self.core.options.bytes_max,
+            limit: self.core.options().bytes_max,
             used: taken.room,
             arriving: taken.arriving,
             entries: self.core.ledger.entries(),
@@ -289,7 +294,7 @@ impl Provider for CacheFs {
         Ok(Some(match blob {
             Blob::Remote(remote) => Blob::Remote(Box::new(Arrival::of(&self.core, sum, remote))),
             local => {
-                if !self.core.options.handed_over {
+                if !self.core.options().handed_over {
                     self.core.queue_copy(sum, local.size());
                 }
                 local
@@ -343,7 +348,7 @@ impl Provider for CacheFs {
         self.core.below.put(batch)?;
         // A crash here leaves blobs below that the cache does not have.
         failpoint::hit("cache.put");
-        if !self.core.options.skip_during_upload {
+        if !self.core.options().skip_during_upload {
             self.core.keep_put(batch);
         }
         Ok(())
@@ -351,6 +356,10 @@ impl Provider for CacheFs {
 
     fn put_copy(&self, sum: &Checksum, blob: &Blob) -> Result<()> {
         self.core.below.put_copy(sum, blob)
+    }
+
+    fn heal(&self, sum: &Checksum, blob: &Blob) -> Result<()> {
+        self.core.below.heal(sum, blob)
     }
 
     fn detach(&self, sum: &Checksum, name: StagingName, file: FileId) -> Result<()> {

@@ -33,6 +33,7 @@
 mod files;
 mod quiet;
 mod table;
+mod through;
 mod worker;
 
 use std::fmt;
@@ -42,17 +43,17 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, RwLock};
 use serde::Serialize;
 
 use self::files::Files;
 use self::quiet::Quiet;
 use self::table::{Awaited, Table};
-use super::blob::{Blob, BlobFile, FileId, Remote};
+use super::blob::{Blob, BlobFile, FileId};
 use super::error::{Doing, Error, Result};
 use super::file_system::{FileSystem, Options as FileOptions};
 use super::provider::{Found, Health, Listed, Mended, Offer, Provider, ProviderStatus, Reach, Visit};
-use super::staging::{StagingDir, StagingReader};
+use super::staging::StagingDir;
 use crate::change::StagingName;
 use crate::checksum::Checksum;
 use crate::failpoint;
@@ -66,7 +67,7 @@ const KIND: &str = "eventual";
 pub type Promote = Arc<dyn Fn(&Checksum, u64, &Path) -> Result<bool> + Send + Sync>;
 
 /// How it is to work.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
     /// Uploads at the same time.
     pub threads: usize,
@@ -127,7 +128,7 @@ struct Queue {
     staging: Arc<StagingDir>,
     files: Files,
     table: Table,
-    options: Options,
+    options: RwLock<Options>,
     promote: OnceLock<Promote>,
     quiet: Quiet,
     /// Uploads that closes wait for.
@@ -166,7 +167,7 @@ impl Eventual {
             staging,
             files,
             table: Table::default(),
-            options,
+            options: RwLock::new(options),
             promote: OnceLock::new(),
             quiet: Quiet::default(),
             closes: Mutex::default(),
@@ -186,7 +187,7 @@ impl Eventual {
     pub fn start(&self) -> io::Result<()> {
         let mut workers = self.workers.lock();
         self.queue.table.stop(false);
-        for i in 0..self.queue.options.threads {
+        for i in 0..self.queue.options().threads {
             let queue = Arc::clone(&self.queue);
             workers.push(Worker::start(&format!("upload-{i}"), move |signal| worker::work(&queue, signal))?);
         }
@@ -217,9 +218,15 @@ impl Eventual {
         self.queue.table.status()
     }
 
+    /// Others hold from now on; there are as many workers as before.
+    pub fn change(&self, options: Options) {
+        let mut held = self.queue.options.write();
+        *held = Options { threads: held.threads, ..options };
+    }
+
     /// How long the end of a mount waits for the queue.
     pub fn drain_timeout(&self) -> Duration {
-        self.queue.options.drain_timeout
+        self.queue.options().drain_timeout
     }
 
     /// Uploaded blobs whose files are still there: somebody has them open, perhaps the daemon itself.
@@ -227,48 +234,41 @@ impl Eventual {
         self.queue.table.uploaded()
     }
 
-    /// Stores the bytes of a staging file below, and leaves nothing of it in the queue; waits for `timeout` at most.
-    ///
-    /// Nobody needs to hold a latch: it is no blob that is decided on, but a promise that this content will be found below.
-    pub fn put_through(&self, sum: &Checksum, offer: &Offer) -> Result<()> {
-        let too_late = || io::Error::from(io::ErrorKind::TimedOut);
-        let what = format!("blob {sum} before its close ends");
-        let end = Instant::now() + self.queue.options.timeout;
-        let blob = through(offer)?;
-        let Some(place) = Place::of(&self.queue, end) else {
-            return Err(too_late()).doing("begin to upload", &what);
-        };
-        if !self.queue.table.begin_through(sum, end) {
-            return Err(too_late()).doing("begin to upload", &what);
+    /// Opens the queue's file of a blob that is uploaded, as long as it stays because somebody uses it.
+    pub fn open_uploaded(&self, sum: &Checksum) -> Result<Option<Blob>> {
+        let _held = self.queue.table.hold([*sum]);
+        if self.queue.table.is_uploaded(sum) { self.queue.entries.open(sum, None) } else { Ok(None) }
+    }
+
+    /// Opens what is below, whatever is in the queue.
+    pub fn open_sent(&self, sum: &Checksum) -> Result<Option<Blob>> {
+        self.queue.below.open(sum, None)
+    }
+
+    /// Below has good bytes of a blob again: what was set aside of it is of no use, and an entry that is altered goes soon.
+    pub fn is_healed(&self, sum: &Checksum) -> Result<()> {
+        self.queue.files.remove_bad(sum)?;
+        self.queue.table.forget_bad(sum);
+        self.queue.table.hurry();
+        Ok(())
+    }
+
+    /// Takes this very file of an uploaded blob off the queue, whoever uses it; whether it did.
+    pub fn drop_uploaded(&self, sum: &Checksum, file: FileId) -> Result<bool> {
+        let queue = &self.queue;
+        if queue.table.claim_uploaded(sum).is_none() {
+            return Ok(false);
         }
-        if self.queue.table.is_through(sum) {
-            // Another close of the same content came first.
-            self.queue.table.end_through(sum, true);
-            return Ok(());
-        }
-        let (told, outcome) = crossbeam_channel::bounded(1);
-        let (queue, of) = (Arc::clone(&self.queue), *sum);
-        let store = move || {
-            let _place = place;
-            let stored = queue.store_through(&of, &blob);
-            queue.table.end_through(&of, stored.is_ok());
-            // Whoever waited may have given up.
-            let _ = told.send(stored);
-        };
-        if let Err(error) = std::thread::Builder::new().name("upload-close".to_owned()).spawn(store) {
-            self.queue.table.end_through(sum, false);
-            return Err(error).doing("start a thread to upload", &what);
-        }
-        match outcome.recv_deadline(end) {
-            Ok(stored) => stored,
-            Err(_) => Err(too_late()).doing("upload", &what),
-        }
+        let is_it = queue.entries.open_copy(sum, file).map(|found| found.is_some());
+        let gone = is_it.and_then(|is_it| if is_it { queue.entries.remove(sum) } else { Ok(false) });
+        queue.table.end_uploaded(sum, matches!(gone, Ok(true)));
+        gone
     }
 
     /// Waits until the provider below has a blob that was put; for `timeout` at most. That its bytes were altered in the
     /// queue and nobody has good ones is an error.
     pub fn await_upload(&self, sum: &Checksum) -> Result<()> {
-        let error = match self.queue.table.await_upload(sum, Instant::now() + self.queue.options.timeout) {
+        let error = match self.queue.table.await_upload(sum, Instant::now() + self.queue.options().timeout) {
             Awaited::Stored => return Ok(()),
             Awaited::TooLate => io::ErrorKind::TimedOut.into(),
             Awaited::Bad(why) => io::Error::new(io::ErrorKind::InvalidData, why),
@@ -278,14 +278,14 @@ impl Eventual {
 
     /// Whether new files are to be written through the daemon, which sees when there is no room.
     pub fn must_write_through(&self) -> bool {
-        let Options { min_free_space, max_queue_size, .. } = self.queue.options;
+        let Options { min_free_space, max_queue_size, .. } = self.queue.options();
         let near = self.queue.free().is_some_and(|free| free < min_free_space.saturating_mul(2));
         near || max_queue_size > 0 && self.queue.table.bytes() > max_queue_size / 4 * 3
     }
 
     /// Refuses bytes for which there is no room, so that who writes them hears of it.
     pub fn make_room(&self, bytes: u64) -> Result<()> {
-        let Options { min_free_space, max_queue_size, .. } = self.queue.options;
+        let Options { min_free_space, max_queue_size, .. } = self.queue.options();
         let full = self.queue.free().is_some_and(|free| free < min_free_space.saturating_add(bytes));
         let too_many = max_queue_size > 0 && self.queue.table.bytes().saturating_add(bytes) > max_queue_size;
         if !full && !too_many {
@@ -318,62 +318,15 @@ impl Drop for Eventual {
 }
 
 impl Queue {
+    fn options(&self) -> Options {
+        *self.options.read()
+    }
+
     /// Bytes that are free on the disk; `None` when it cannot be told. A disk is full within a moment, so it is asked each
     /// time, which costs less than two microseconds.
     fn free(&self) -> Option<u64> {
         self.staging.volume.space().ok()?.map(|space| space.available)
     }
-}
-
-/// One of the uploads that closes may wait for at the same time, however many there are.
-struct Place(Arc<Queue>);
-
-/// As many as this many times the workers.
-const CLOSES_PER_WORKER: usize = 4;
-
-impl Place {
-    /// The next one that is free; `None` when none is until `end`.
-    fn of(queue: &Arc<Queue>, end: Instant) -> Option<Place> {
-        let mut closes = queue.closes.lock();
-        while *closes >= CLOSES_PER_WORKER * queue.options.threads {
-            if queue.fewer_closes.wait_until(&mut closes, end).timed_out() {
-                return None;
-            }
-        }
-        *closes += 1;
-        Some(Place(Arc::clone(queue)))
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        *self.0.closes.lock() -= 1;
-        self.0.fewer_closes.notify_one();
-    }
-}
-
-/// A staging file as the bytes of a blob.
-#[derive(Debug)]
-struct Through {
-    reader: StagingReader,
-    size: u64,
-}
-
-impl Remote for Through {
-    fn size(&self) -> u64 {
-        self.size
-    }
-
-    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        let longest = buffer.len().min(self.size.saturating_sub(offset) as usize);
-        self.reader.read_at(&mut buffer[..longest], offset)
-    }
-}
-
-fn through(offer: &Offer) -> Result<Blob> {
-    offer.from.must_be_sound(offer.name)?;
-    let reader = offer.from.open(offer.name)?;
-    Ok(Blob::Remote(Box::new(Through { reader, size: offer.size })))
 }
 
 impl Provider for Eventual {
@@ -462,6 +415,18 @@ impl Provider for Eventual {
         let _held = self.queue.table.hold([*sum]);
         self.queue.entries.put_copy(sum, blob)?;
         self.enter(&[(*sum, blob.size())])
+    }
+
+    fn heal(&self, sum: &Checksum, blob: &Blob) -> Result<()> {
+        let end = Instant::now() + self.queue.options().timeout;
+        if !self.queue.table.begin_through(sum, end) {
+            let late = Err(io::Error::from(io::ErrorKind::TimedOut));
+            return late.doing("begin to heal", format!("blob {sum}"));
+        }
+        let stored = self.queue.store_through(sum, blob);
+        // Nobody was promised anything by it: the blob may be removed like any other.
+        self.queue.table.end_through(sum, false);
+        stored.and_then(|()| self.is_healed(sum))
     }
 
     fn detach(&self, sum: &Checksum, name: StagingName, file: FileId) -> Result<()> {

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
 use super::super::laws::{self, bytes_of, fresh_name, hold_for, listed, open, put, staged, sum_of};
-use super::super::{Call, Faulty, FullDb};
+use super::super::{Call, Faulty, Filestore, FullDb, Parts, Verdict};
 use super::*;
 
 const ID: [u8; 16] = [5; 16];
@@ -292,6 +292,53 @@ fn a_file_that_is_read_stays_until_it_is_not() {
     eventually("the file to go", || !rig.queued(&sum).exists());
     assert_eq!(bytes_of(&open(&*rig.queue, &sum).unwrap()), b"read meanwhile");
     assert_eq!(rig.faulty.calls(Call::Put), 1);
+}
+
+#[test]
+fn a_look_finds_what_is_below_a_queued_file_that_is_used() {
+    let rig = Rig::new(true);
+    let sum = put(&*rig.queue, b"read meanwhile");
+    let reader = open(&*rig.queue, &sum).unwrap();
+    rig.queue.start().unwrap();
+    rig.drained();
+    let parts = Parts { queue: Some(Arc::clone(&rig.queue)), ..Parts::default() };
+    let store = Filestore::of_parts(Arc::clone(&rig.queue) as Arc<dyn Provider>, parts);
+    let verify = || store.verify(&sum, 14, None, &|| true).unwrap();
+    let write = |path: PathBuf| {
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        fs::write(path, b"read meanwhil3").unwrap();
+    };
+    assert!(matches!(verify(), Verdict::Good { .. }));
+    write(rig.below(&sum));
+    assert!(matches!(verify(), Verdict::Healed(_)));
+    assert_eq!(fs::read(rig.below(&sum)).unwrap(), b"read meanwhile");
+    fs::remove_file(rig.below(&sum)).unwrap();
+    assert!(matches!(verify(), Verdict::Healed(_)));
+    assert!(matches!(verify(), Verdict::Good { .. }));
+    // The other way round: who has the file open keeps it, and is not to be trusted with it.
+    let doubts = store.alterations().last_of(&sum);
+    write(rig.queued(&sum));
+    eventually("a moment between two looks", || {
+        assert!(matches!(verify(), Verdict::Good { .. }));
+        !rig.queued(&sum).exists()
+    });
+    assert!(store.alterations().last_of(&sum) > doubts);
+    assert_eq!(bytes_of(&reader), b"read meanwhil3");
+    assert_eq!(bytes_of(&open(&*rig.queue, &sum).unwrap()), b"read meanwhile");
+    // Nothing was promised by it: a removal is a removal.
+    assert!(store.remove_blob(&store.latch(&sum)).unwrap());
+    rig.drained();
+    assert!(!rig.below(&sum).exists());
+    // Altered everywhere, it is told and left alone.
+    let sum = put(&*rig.queue, b"both of them");
+    let reader = open(&*rig.queue, &sum).unwrap();
+    rig.drained();
+    eventually("a moment between two looks", || rig.queue.lingering() == [sum]);
+    write(rig.below(&sum));
+    write(rig.queued(&sum));
+    assert!(matches!(store.verify(&sum, 12, None, &|| true).unwrap(), Verdict::Altered { .. }));
+    assert!(rig.below(&sum).exists() && rig.queued(&sum).exists());
+    drop(reader);
 }
 
 #[test]

@@ -33,7 +33,7 @@ pub(super) fn work(queue: &Arc<Queue>, signal: &Signal) {
 
 /// Looks through the directory again and again.
 pub(super) fn dispatch(queue: &Arc<Queue>, signal: &Signal) {
-    while signal.wait(queue.options.dispatcher_interval) {
+    while signal.wait(queue.options().dispatcher_interval) {
         if let Err(error) = queue.scan() {
             queue.quiet.failed(&format!("the upload queue cannot be looked through: {}", text_of(&error)));
         }

@@ -26,6 +26,7 @@ use std::collections::HashSet;
 use std::future::poll_fn;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use ::object_store::ObjectStoreExt as _;
 use ::object_store::path::Path as Key;
@@ -47,6 +48,9 @@ use crate::change::StagingName;
 use crate::checksum::Checksum;
 use crate::failpoint;
 use crate::text;
+
+/// A request that was not answered may be carried out within so many times the wait for an answer.
+const ON_ITS_WAY: u32 = 4;
 
 /// The providers `s3-storage-v3`, `azure-blob-storage` and `google-storage`.
 #[derive(Debug)]
@@ -107,9 +111,14 @@ impl ObjectStore {
             Arc::clone(&volume),
         );
         let staging = Arc::new(StagingDir::new(Arc::clone(&volume)));
-        let readers = readers(&server, options.path.clone());
+        let readers = readers(&server, options.path.clone(), options.socket_timeout * ON_ITS_WAY);
         let (versions, options) = (client.versions, options.clone());
         Ok(ObjectStore { volume, staging, server, versions, owner, readers, options })
+    }
+
+    /// Whether the service can keep earlier versions of objects; whether the bucket does is told when they are asked for.
+    pub fn may_keep_versions(&self) -> bool {
+        self.versions.is_some()
     }
 
     /// Puts back a blob that was deleted or spoilt, from an earlier version of its object; whether there was a good one.
@@ -138,6 +147,15 @@ impl ObjectStore {
     /// Sends one blob, at once or by way of the window.
     fn send(&self, source: &Source<'_>, window: &mut Window<'_>) -> Result<()> {
         self.readers.keep(&source.sum);
+        if let Some(left) = self.readers.doubt(&source.sum) {
+            let Request { doing, what } = self.server.request("put", &source.key);
+            let source = format!(
+                "its deletion was not answered and may still be carried out: not within the next {:.1} s",
+                left.as_secs_f32()
+            );
+            // Whoever tries it again at once would keep others waiting for it.
+            return Err(Error::Backend { doing, what, transient: false, source: source.into() });
+        }
         match source.size > self.options.multipart_limit {
             true => in_parts(&self.server, source, self.options.multipart_element_size),
             false => whole(&self.server, source, window),
@@ -170,17 +188,21 @@ fn key_of(path: &str, sum: &Checksum) -> Key {
 }
 
 /// The blobs that are read, of which those that are removed are deleted after their last reader.
-fn readers(server: &Arc<Server>, path: String) -> Arc<Readers> {
+fn readers(server: &Arc<Server>, path: String, doubt: Duration) -> Arc<Readers> {
     let server = Arc::clone(server);
     Arc::new_cyclic(|readers: &Weak<Readers>| {
         let readers = readers.clone();
-        Readers::new(Box::new(move |sum| {
+        let delete = Box::new(move |sum: Checksum| {
             let (delete, readers, path) = (Arc::clone(&server), readers.clone(), path.clone());
             let over = move |outcome: Result<()>, readers: &Weak<Readers>| {
+                let doubtful = matches!(&outcome, Err(error) if error.is_transient());
                 if let Err(error) = outcome {
                     tracing::warn!("the object of a removed blob stays: {}", text::chain(&error));
                 }
                 if let Some(readers) = readers.upgrade() {
+                    if doubtful {
+                        readers.not_answered(&sum);
+                    }
                     readers.deleted(&sum);
                 }
             };
@@ -194,7 +216,8 @@ fn readers(server: &Arc<Server>, path: String) -> Arc<Readers> {
             if let Err(error) = started {
                 over(Err(error), &readers);
             }
-        }))
+        });
+        Readers::new(doubt, delete)
     })
 }
 
@@ -305,7 +328,12 @@ impl Provider for ObjectStore {
         let request = self.server.request("delete", &key);
         match self.server.wait(self.server.ask(&request, 0, self.server.store.delete(&key))) {
             Err(failure) if failure.kind == Kind::Absent => Ok(false),
-            done => Ok(done.map(|()| true)?),
+            done => {
+                if matches!(&done, Err(failure) if failure.error.is_transient()) {
+                    self.readers.not_answered(sum);
+                }
+                Ok(done.map(|()| true)?)
+            }
         }
     }
 

@@ -21,11 +21,12 @@ use super::calls::{Failure, Kind, Outcome, Server, Trouble, within};
 use super::readers::Reading;
 use crate::checksum::Checksum;
 
-/// Bytes of the pieces of a stream: the first ones are small, for whoever waits for the first byte, and all that are under
-/// way at a time are asked for at once.
+/// Bytes of the pieces of a stream: the first ones are small, for whoever waits for the first byte.
 const PIECES: [u64; 4] = [256 << 10, 1 << 20, 4 << 20, 8 << 20];
 /// Pieces of a stream under way at a time, each with memory of its own.
 const UNDER_WAY: usize = 4;
+/// As long as the first one has not come: what comes beside it makes it later.
+const UNDER_WAY_FIRST: usize = 2;
 
 /// The version that is read, as far as it is known.
 type Version = Mutex<Option<String>>;
@@ -166,9 +167,9 @@ impl Remote for Object {
 
     fn stream(&self, from: u64, each: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
         let mut under_way = UnderWay::default();
-        let (mut asked, mut number) = (from, 0);
+        let (mut asked, mut number, mut most) = (from, 0, UNDER_WAY_FIRST);
         while asked < self.size || !under_way.0.is_empty() {
-            if asked < self.size && under_way.0.len() < UNDER_WAY {
+            if asked < self.size && under_way.0.len() < most {
                 let end = self.size.min(asked + PIECES[number.min(PIECES.len() - 1)]);
                 let started = self.server.start(self.fetch(asked..end)).map_err(Error::into_io)?;
                 under_way.0.push_back(started);
@@ -176,7 +177,9 @@ impl Remote for Object {
                 continue;
             }
             let Some(next) = under_way.0.pop_front() else { continue };
-            each(&self.server.join(next).map_err(|failure| self.told(failure))?)?;
+            let piece = self.server.join(next).map_err(|failure| self.told(failure))?;
+            most = UNDER_WAY;
+            each(&piece)?;
         }
         Ok(())
     }

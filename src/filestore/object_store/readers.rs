@@ -2,9 +2,12 @@
 //!
 //! A blob that is removed while somebody reads it is gone for everybody else at once; its object is deleted after the last
 //! reader. A put in between keeps it. A crash in between leaves an object that the index does not know.
+//!
+//! A deletion that was not answered may be carried out some time later: until then the blob is not put again.
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -18,6 +21,10 @@ pub(super) struct Readers {
     of: Mutex<HashMap<Checksum, Open>>,
     /// A deletion has ended.
     ended: Condvar,
+    /// Blobs whose deletion was not answered, and when that was given up.
+    doubts: Mutex<HashMap<Checksum, Instant>>,
+    /// How long a request may be on its way.
+    doubt: Duration,
     delete: Delete,
 }
 
@@ -35,8 +42,22 @@ pub(super) struct Reading {
 }
 
 impl Readers {
-    pub(super) fn new(delete: Delete) -> Readers {
-        Readers { of: Mutex::default(), ended: Condvar::new(), delete }
+    pub(super) fn new(doubt: Duration, delete: Delete) -> Readers {
+        let (of, ended, doubts) = (Mutex::default(), Condvar::new(), Mutex::default());
+        Readers { of, ended, doubts, doubt, delete }
+    }
+
+    /// A deletion was not answered: it may be carried out yet.
+    pub(super) fn not_answered(&self, sum: &Checksum) {
+        let mut doubts = self.doubts.lock();
+        doubts.retain(|_, since| since.elapsed() < self.doubt);
+        doubts.insert(*sum, Instant::now());
+    }
+
+    /// How long a deletion that was not answered may still be carried out; `None`: there is none.
+    pub(super) fn doubt(&self, sum: &Checksum) -> Option<Duration> {
+        let since = *self.doubts.lock().get(sum)?;
+        self.doubt.checked_sub(since.elapsed()).filter(|left| !left.is_zero())
     }
 
     /// Begins to read a blob; `None` when it was removed.
@@ -117,7 +138,8 @@ mod tests {
     fn readers() -> (Arc<Readers>, Arc<Mutex<Vec<Checksum>>>) {
         let deleted: Arc<Mutex<Vec<Checksum>>> = Arc::default();
         let told = Arc::clone(&deleted);
-        (Arc::new(Readers::new(Box::new(move |sum| told.lock().push(sum)))), deleted)
+        let doubt = Duration::from_millis(200);
+        (Arc::new(Readers::new(doubt, Box::new(move |sum| told.lock().push(sum)))), deleted)
     }
 
     #[test]
@@ -156,9 +178,24 @@ mod tests {
         drop(one);
         let waiting = Arc::clone(&readers);
         let put = std::thread::spawn(move || waiting.keep(&SUM));
-        std::thread::sleep(std::time::Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(20));
         assert!(!put.is_finished());
         readers.deleted(&SUM);
         put.join().unwrap();
+    }
+
+    #[test]
+    fn a_deletion_without_an_answer_is_in_doubt_for_a_while() {
+        let (readers, _) = readers();
+        assert_eq!(readers.doubt(&SUM), None);
+        let since = Instant::now();
+        readers.not_answered(&SUM);
+        assert_eq!(readers.doubt(&Checksum([2; 20])), None);
+        while readers.doubt(&SUM).is_some() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(since.elapsed() >= Duration::from_millis(200));
+        readers.not_answered(&Checksum([2; 20]));
+        assert_eq!(readers.doubts.lock().len(), 1, "what is over is forgotten");
     }
 }

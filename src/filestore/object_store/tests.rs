@@ -24,6 +24,8 @@ use crate::config::Secret;
 
 const ID: [u8; 16] = [7; 16];
 const MIB: usize = 1 << 20;
+const TRY_AGAIN: retry::Options =
+    retry::Options { max_trys: 5, interval: Duration::from_millis(5), read_deadline: Duration::from_secs(9) };
 
 fn options(server: &Server, speaks: Speaks, dir: &Path, bucket: &str) -> Options {
     let service = match speaks {
@@ -88,6 +90,7 @@ fn noise(bytes: usize) -> Vec<u8> {
     (0..bytes as u64).map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect()
 }
 
+/// As in every template, with `retry` before it: rclone answers 500 now and then when two first objects come to one directory.
 fn laws_hold_for(speaks: Speaks) {
     let server = Server::start(speaks);
     hold_for(|| {
@@ -95,7 +98,7 @@ fn laws_hold_for(speaks: Speaks) {
         let options = options(&server, speaks, dir.path(), &server.bucket());
         ObjectStore::create(&options, ID).unwrap();
         let store = ObjectStore::open(&options, ID).unwrap();
-        (dir, Arc::new(store))
+        (dir, Arc::new(Retry::over(Arc::new(store), TRY_AGAIN)))
     });
 }
 
@@ -320,6 +323,57 @@ fn a_server_that_stalls_is_waited_for_a_bounded_time() {
     assert_eq!(bytes_of(&blob), noise(2 * MIB));
 }
 
+/// A request that nobody waits for any more can be on its way still.
+#[test]
+fn a_deletion_that_comes_late_takes_nothing_that_was_put_since() {
+    let mut place = Place::of(Speaks::S3);
+    place.options.socket_timeout = Duration::from_millis(500);
+    let store = place.store();
+    for with_reader in [false, true] {
+        let one = staged(&store, b"put, removed and put again");
+        store.put(std::slice::from_ref(&one)).unwrap();
+        let reader = with_reader.then(|| store.open(&one.0, Some(26)).unwrap().unwrap());
+        place.proxy.forget();
+        let await_request = |method: &str| {
+            let begun = Instant::now();
+            while !place.proxy.seen().iter().any(|seen| seen.method == method) {
+                assert!(begun.elapsed() < Duration::from_secs(20), "{method}: {:?}", place.proxy.seen());
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        let late = Duration::from_millis(1200);
+        match reader {
+            Some(reader) => {
+                assert!(store.remove(&one.0).unwrap());
+                place.proxy.delay(late);
+                drop(reader);
+                await_request("POST");
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            None => std::thread::scope(|scope| {
+                // It is asked first whether there is anything to delete.
+                place.proxy.delay(Duration::from_millis(300));
+                let removal = scope.spawn(|| store.remove(&one.0));
+                await_request("HEAD");
+                std::thread::sleep(Duration::from_millis(100));
+                place.proxy.delay(late);
+                assert!(removal.join().unwrap().is_err());
+            }),
+        }
+        place.proxy.delay(Duration::ZERO);
+        let (begun, mut gone) = (Instant::now(), false);
+        // It is refused as long as the deletion may come, which it does meanwhile.
+        while let Err(error) = store.put(std::slice::from_ref(&one)) {
+            assert!(begun.elapsed() < Duration::from_secs(60), "{error}");
+            gone |= !place.object(&one.0).exists();
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert!(gone, "the deletion came late");
+        assert_eq!(bytes_of(&store.open(&one.0, Some(26)).unwrap().unwrap()), b"put, removed and put again");
+        assert!(store.remove(&one.0).unwrap());
+    }
+}
+
 #[test]
 fn troubles_of_a_server_pass_and_refusals_do_not() {
     let place = Place::of(Speaks::S3);
@@ -333,12 +387,7 @@ fn troubles_of_a_server_pass_and_refusals_do_not() {
         assert_eq!(error.is_transient(), transient, "{status}: {}", text::chain(&error));
         assert_eq!(store.stat(&sum).unwrap(), Some(5));
     }
-    let options = retry::Options {
-        max_trys: 5,
-        interval: Duration::from_millis(5),
-        read_deadline: Duration::from_secs(9),
-    };
-    let retry = Retry::over(Arc::new(store), options);
+    let retry = Retry::over(Arc::new(store), TRY_AGAIN);
     place.proxy.fail(503, 2);
     assert_eq!(retry.stat(&sum).unwrap(), Some(5));
     place.proxy.fail(500, 2);

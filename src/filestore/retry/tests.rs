@@ -151,6 +151,17 @@ fn what_passes_is_tried_again_and_nothing_else() {
 }
 
 #[test]
+fn other_options_hold_from_the_next_call_on() {
+    let (_dir, retry, calls) = shaky(100, true, QUICK);
+    for max_trys in [2, 1, 7] {
+        retry.change(Options { max_trys, ..QUICK });
+        let before = calls.load(Ordering::SeqCst);
+        retry.stat(&Checksum([1; 20])).unwrap_err();
+        assert_eq!(calls.load(Ordering::SeqCst) - before, max_trys);
+    }
+}
+
+#[test]
 fn a_reader_waits_a_short_time_only() {
     let short =
         Options { interval: Duration::from_secs(60), read_deadline: Duration::from_millis(350), ..QUICK };

@@ -139,6 +139,12 @@ impl Debt {
         .collect()
     }
 
+    /// The next note finds no room.
+    #[cfg(test)]
+    pub fn fill_disk(&self) {
+        self.known.lock().file = File::options().write(true).open("/dev/full").unwrap();
+    }
+
     /// How many blobs lack copies.
     pub fn lacking(&self) -> usize {
         let known = self.known.lock();

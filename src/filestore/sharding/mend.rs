@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use super::super::blob::{Blob, FileId};
 use super::super::error::{Error, Result};
 use super::super::provider::Mended;
+use super::super::volume::tidied;
 use super::Sharding;
 use super::plan::Plan;
 use crate::checksum::{self, Checksum};
@@ -145,13 +146,20 @@ impl Sharding {
         Ok(())
     }
 
-    /// A blob that is about to be stored is not removed any more, whatever was owed: its copies are looked at instead.
-    pub(super) fn end_removal(&self, sum: &Checksum) -> Result<()> {
-        if !self.debt.is_removal(sum) {
-            return Ok(());
+    /// Blobs that are about to be stored are not removed any more, whatever was owed: their copies are looked at instead. Those
+    /// whose removal was owed; on an error all of them still are.
+    pub(super) fn end_removals(&self, sums: impl Iterator<Item = Checksum>) -> Result<Vec<Checksum>> {
+        let removals: Vec<Checksum> = sums.filter(|sum| self.debt.is_removal(sum)).collect();
+        if !removals.is_empty() {
+            let _one_or_the_other = self.removing.lock();
+            self.debt.add(&removals)?;
         }
-        let _one_or_the_other = self.removing.lock();
-        self.debt.add(&[*sum])
+        Ok(removals)
+    }
+
+    /// Blobs that were to be stored were not: those whose removal was owed before are owed it again.
+    pub(super) fn not_stored(&self, removals: &[Checksum]) {
+        tidied(self.debt.add_removals(removals));
     }
 
     /// Remembers that a blob has copies which are not as they should be.

@@ -15,7 +15,6 @@ mod merge;
 mod plan;
 mod shard;
 mod taken;
-mod timed;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -27,17 +26,18 @@ pub use self::change::Wanted;
 pub use self::choice::{Choice, Write};
 pub use self::known::is_new_in;
 pub use self::shard::{Opener, Shard};
-pub use self::timed::{Timed, within_a_moment};
 
 use self::debt::Debt;
+use self::hints::Hints;
 use self::known::Known;
 use self::plan::Plan;
 use self::taken::Taken;
 use super::blob::{Blob, BlobFile, FileId};
 use super::error::{Error, Result};
-use super::provider::{Found, Health, Mended, Offer, Provider, ProviderStatus, Space, Visit};
+use super::provider::{Found, Health, Mended, Offer, Provider, ProviderStatus, Reach, Space, Visit};
 use super::staging::StagingDir;
-use super::volume::{Volume, tidied};
+use super::timed::within_a_moment;
+use super::volume::{HERE, Volume, tidied};
 use crate::change::StagingName;
 use crate::checksum::Checksum;
 use crate::failpoint;
@@ -96,7 +96,8 @@ impl Sharding {
                 return Err(error);
             }
         }
-        let plan = RwLock::new(Arc::new(Plan::new(shards, options)));
+        let plan = Plan::new(shards, options).with_hints_of(&volume);
+        let plan = RwLock::new(Arc::new(plan));
         let sharding = Sharding {
             volume,
             plan,
@@ -143,6 +144,17 @@ impl Sharding {
     /// Remembers that all blobs are where they should be with this arrangement.
     pub fn set_balanced(&self, arrangement: &str) -> Result<()> {
         self.known.set_balanced(arrangement)
+    }
+}
+
+impl Drop for Sharding {
+    fn drop(&mut self) {
+        let Some(hints) = self.plan().hints_to_keep() else { return };
+        let (dir, volume) = (self.volume.at(HERE), Arc::clone(&self.volume));
+        // Its disk may hang like any other.
+        if let Err(error) = within_a_moment(&dir, &Arc::default(), move || Hints::save(&hints, &volume)) {
+            tracing::debug!("where blobs were found is not kept: {}", chain(&error));
+        }
     }
 }
 
@@ -194,7 +206,7 @@ impl Provider for Sharding {
     fn open_copy(&self, sum: &Checksum, file: FileId) -> Result<Option<BlobFile>> {
         let plan = self.plan();
         let what = || format!("a file of blob {sum}");
-        plan.first(0..plan.shards.len(), &what, |provider| provider.open_copy(sum, file))
+        plan.first(plan.to_read(sum), &what, |provider| provider.open_copy(sum, file))
     }
 
     fn locate(&self, sum: &Checksum) -> Result<Vec<Found>> {
@@ -255,8 +267,8 @@ impl Provider for Sharding {
         let best = plan.choice.to_write(&plan.shards);
         let mut of_shard: HashMap<usize, Vec<usize>> = HashMap::new();
         let mut stood: HashMap<usize, Vec<bool>> = HashMap::new();
+        let removals = self.end_removals(batch.iter().map(|(sum, _)| *sum))?;
         for (item, (sum, offer)) in batch.iter().enumerate() {
-            self.end_removal(sum)?;
             // What should be gone, or mended, may be altered: no copy is taken for made by it where there are other places.
             let left = if self.debt.is_owed(sum) { plan.copies(sum) } else { Vec::new() };
             let others = best.iter().copied().filter(|i| left.iter().all(|(left, _)| left != i));
@@ -288,7 +300,11 @@ impl Provider for Sharding {
                 let new = of_shard[&i].iter().zip(&stood[&i]).filter(|(_, stood)| !**stood);
                 plan.take_back(i, &new.map(|(item, _)| batch[*item].0).collect::<Vec<_>>());
             }
+            self.not_stored(&removals);
             return Err(too_few(fewest, plan.lenient, failure));
+        }
+        for (i, items) in of_shard.iter().filter(|(i, _)| good.contains(i)) {
+            items.iter().for_each(|item| plan.found(&batch[*item].0, *i));
         }
         let changed = !self.is_in_force(&plan);
         let owed = batch.iter().zip(&made).filter(|(_, made)| changed || **made < plan.redundancy);
@@ -298,7 +314,7 @@ impl Provider for Sharding {
 
     fn put_copy(&self, sum: &Checksum, blob: &Blob) -> Result<()> {
         let plan = self.plan();
-        self.end_removal(sum)?;
+        let removals = self.end_removals(std::iter::once(*sum))?;
         let stands: Vec<usize> = plan.copies(sum).into_iter().map(|(i, _)| i).collect();
         let mut order = plan.choice.to_write(&plan.shards);
         // The copies that stand are replaced: one may be bad, and another beside them would be one too many.
@@ -311,12 +327,21 @@ impl Provider for Sharding {
             let Some(provider) = plan.shards[i].writable() else { continue };
             match provider.put_copy(sum, blob) {
                 Ok(()) => written.push(i),
-                Err(error @ Error::Altered(_)) => return Err(error),
+                Err(error @ Error::Altered(_)) => {
+                    failure = Some(error);
+                    break;
+                }
                 Err(error) => {
                     plan.shards[i].write_failed(&error);
                     failure = Some(error);
                 }
             }
+        }
+        if written.is_empty() {
+            self.not_stored(&removals);
+        }
+        if let Some(error @ Error::Altered(_)) = failure {
+            return Err(error);
         }
         if written.len() < plan.lenient {
             return Err(too_few(written.len(), plan.lenient, failure));
@@ -371,6 +396,10 @@ impl Provider for Sharding {
         // A removal that cannot be done now would be tried on all the others again and again.
         let all_there = self.plan().absent().is_empty();
         self.debt.some(after, limit, all_there)
+    }
+
+    fn reach(&self) -> Reach {
+        if self.plan().shards.iter().any(Shard::is_on_network) { Reach::Network } else { Reach::Here }
     }
 
     fn status(&self) -> ProviderStatus {

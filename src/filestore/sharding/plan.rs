@@ -3,17 +3,19 @@
 //! The plan in force is replaced as a whole when the configuration changes; whoever has begun with the old one ends with it.
 
 use std::collections::HashMap;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use super::super::blob::Blob;
 use super::super::error::{Error, Result};
 use super::super::provider::{Offer, Provider};
+use super::super::volume::Volume;
 use super::choice::Choice;
 use super::hints::{self, Hints};
 use super::shard::Shard;
 use super::{Options, joined, too_few};
 use crate::change::StagingName;
-use crate::checksum::Checksum;
+use crate::checksum::{Checksum, Hasher};
 use crate::sys::file::FileSystemType;
 use crate::sys::lease::is_unused;
 
@@ -45,6 +47,26 @@ impl Plan {
             hints: Hints::default(),
             staging_hints: Hints::default(),
         }
+    }
+
+    /// The same, with the guesses that were kept.
+    pub fn with_hints_of(self, volume: &Volume) -> Plan {
+        Plan { hints: Hints::load(volume, &self.order()), ..self }
+    }
+
+    /// What to keep of the guesses, if they make a difference.
+    pub fn hints_to_keep(&self) -> Option<Vec<u8>> {
+        (self.redundancy == 1 && self.shards.len() > 1).then(|| self.hints.to_bytes(&self.order()))
+    }
+
+    /// Tells the shards and their order, which numbers are of.
+    fn order(&self) -> Checksum {
+        let mut hasher = Hasher::default();
+        for shard in &self.shards {
+            hasher.update(shard.dir.as_os_str().as_bytes());
+            hasher.update(&[0]);
+        }
+        hasher.finish().checksum
     }
 
     /// Numbers of all shards, in the order in which they are asked for this blob.

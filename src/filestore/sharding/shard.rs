@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::super::error::{Error, Result};
-use super::super::provider::Provider;
+use super::super::provider::{Provider, Reach};
 use super::super::staging::StagingDir;
+use super::super::timed::within;
 use super::taken::{Directory, Taken};
-use super::timed::within;
 use crate::change::MountId;
 use crate::checksum::Checksum;
 use crate::sys::boot::mount_id;
@@ -43,6 +43,8 @@ struct Disk {
     opener: Opener,
     /// It was no shard before, so it may be made.
     is_new: AtomicBool,
+    /// It is on a network file system, as far as it was opened.
+    on_network: AtomicBool,
     /// Counts the threads that are opening it.
     opening: Arc<()>,
     /// Which directories it and the shards beside it have.
@@ -106,6 +108,7 @@ impl Shard {
         let disk = Disk {
             opener,
             is_new: AtomicBool::new(false),
+            on_network: AtomicBool::new(false),
             opening: Arc::default(),
             taken: OnceLock::new(),
             token: Arc::default(),
@@ -190,6 +193,7 @@ impl Shard {
             self.disk.take(&self.dir, place)?;
             (state.away, state.late) = (None, false);
             state.place = place;
+            self.disk.on_network.store(provider.reach() == Reach::Network, Ordering::Relaxed);
             state.provider = Some(Arc::clone(&provider));
             Ok(provider)
         });
@@ -254,6 +258,11 @@ impl Shard {
     /// Its provider as far as it is known, without a look at the disk.
     pub fn known(&self) -> Option<Arc<dyn Provider>> {
         self.disk.state.lock().provider.clone()
+    }
+
+    /// Whether its calls may hang. This is asked with every request of the kernel.
+    pub fn is_on_network(&self) -> bool {
+        self.disk.on_network.load(Ordering::Relaxed)
     }
 
     /// Its provider, if it takes new blobs.

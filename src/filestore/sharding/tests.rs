@@ -283,37 +283,19 @@ fn below_the_lenient_limit_nothing_is_left() {
 }
 
 #[test]
-fn bad_copies_are_not_passed_on_and_are_replaced() {
-    let fixture = Fixture::new(TWO_OF_THREE);
-    let sum = put(&fixture.sharding, b"good bytes");
-    let holders = fixture.holders(&sum);
-    // Cut: the other one is read, and the bad one replaced.
-    fixture.spoil(holders[0], &sum, b"good");
-    for _ in 0..6 {
-        let blob = fixture.sharding.open(&sum, Some(10)).unwrap().unwrap();
-        assert_eq!(bytes_of(&blob), b"good bytes");
+fn after_a_restart_blobs_are_asked_for_where_they_were() {
+    let fixture = three_of(1);
+    let contents: Vec<Vec<u8>> = (0..20).map(|i: u8| vec![i; 10]).collect();
+    let sums: Vec<Checksum> = contents.iter().map(|bytes| put(&fixture.sharding, bytes)).collect();
+    let fixture = fixture.reopened(Plan { shards: 3, redundancy: 1, lenient_limit: 1, drained: None });
+    for sum in &sums {
+        assert_eq!(fixture.sharding.plan().to_read(sum)[0], fixture.holders(sum)[0]);
     }
-    assert_eq!(fixture.sharding.owed(None, 9), [sum]);
-    assert_eq!(fixture.sharding.mend(&sum).unwrap(), Mended { copied: 1, removed: 0 });
-    assert_eq!(std::fs::read(fixture.path(holders[0], &sum)).unwrap(), b"good bytes");
-    // Lost on one shard and altered on the other: nothing to copy from.
-    std::fs::remove_file(fixture.path(holders[0], &sum)).unwrap();
-    fixture.spoil(holders[1], &sum, b"evil bytes");
-    assert!(matches!(fixture.sharding.mend(&sum), Err(Error::Altered(found)) if found == sum));
-    assert_eq!(fixture.holders(&sum), [holders[1]]);
-}
-
-#[test]
-fn a_lost_copy_is_noticed_by_reading() {
-    let fixture = Fixture::new(Plan { shards: 2, ..TWO_OF_THREE });
-    let sum = put(&fixture.sharding, b"some bytes");
-    std::fs::remove_file(fixture.path(1, &sum)).unwrap();
-    for _ in 0..2 {
-        assert_eq!(bytes_of(&open(&fixture.sharding, &sum).unwrap()), b"some bytes");
-    }
-    assert_eq!(fixture.sharding.owed(None, 9), [sum]);
-    fixture.sharding.mend(&sum).unwrap();
-    assert_eq!(fixture.holders(&sum), [0, 1]);
+    // A guess, and no more.
+    let holder = fixture.holders(&sums[0])[0];
+    std::fs::rename(fixture.path(holder, &sums[0]), fixture.path((holder + 1) % 3, &sums[0])).unwrap();
+    let fixture = fixture.reopened(Plan { shards: 3, redundancy: 1, lenient_limit: 1, drained: None });
+    assert_eq!(bytes_of(&open(&fixture.sharding, &sums[0]).unwrap()), contents[0]);
 }
 
 #[test]
@@ -396,24 +378,6 @@ fn a_shard_that_takes_nothing_has_made_no_copy() {
     assert_eq!(fixture.holders(&sum), [0; 0]);
 }
 
-/// Of two copies of the right size one has rotted: it is replaced, and never the one that is kept.
-#[test]
-fn a_surplus_is_removed_only_from_good_copies() {
-    let all = Plan { shards: 3, redundancy: 3, lenient_limit: 0, drained: None };
-    for round in 0..3 {
-        let fixture = Fixture::new(all);
-        let sum = put(&fixture.sharding, b"good bytes");
-        fixture.spoil(round, &sum, b"evil bytes");
-        fixture.spoil((round + 1) % 3, &sum, b"evil bytes");
-        let fixture = fixture.reopened(Plan { redundancy: 1, lenient_limit: 1, ..all });
-        fixture.sharding.mend(&sum).unwrap();
-        for i in fixture.holders(&sum) {
-            assert_eq!(std::fs::read(fixture.path(i, &sum)).unwrap(), b"good bytes");
-        }
-        assert_eq!(fixture.holders(&sum).len(), 1);
-    }
-}
-
 #[test]
 fn the_nearest_zone_is_read_and_written_first() {
     let fixture = Fixture::new(Plan { shards: 4, redundancy: 2, lenient_limit: 1, drained: None });
@@ -437,33 +401,6 @@ fn three_of(redundancy: usize) -> Fixture {
 
 fn held(bytes: &[u8]) -> Blob {
     Blob::Remote(Box::new(super::super::laws::Held(bytes.to_vec())))
-}
-
-/// What is put in the place of a copy that is bad: not beside it.
-#[test]
-fn a_copy_that_is_put_again_replaces_those_that_stand() {
-    for _ in 0..3 {
-        let fixture = three_of(1);
-        let sum = put(&fixture.sharding, b"good bytes");
-        let holder = fixture.holders(&sum)[0];
-        for _ in 0..3 {
-            fixture.spoil(holder, &sum, b"evil bytes");
-            fixture.sharding.put_copy(&sum, &held(b"good bytes")).unwrap();
-            assert_eq!(fixture.holders(&sum), [holder]);
-            assert_eq!(std::fs::read(fixture.path(holder, &sum)).unwrap(), b"good bytes");
-        }
-        assert_eq!(fixture.sharding.owed(None, 9), []);
-        // Where it cannot be replaced it is owed, and is no copy for long.
-        fixture.spoil(holder, &sum, b"evil bytes");
-        fixture.disks[holder].writes.store(true, Ordering::SeqCst);
-        fixture.sharding.put_copy(&sum, &held(b"good bytes")).unwrap();
-        assert_eq!(fixture.sharding.owed(None, 9), [sum]);
-        fixture.break_disk(holder, false);
-        fixture.sharding.mend(&sum).unwrap();
-        let left = fixture.holders(&sum);
-        assert_eq!((left.len(), fixture.sharding.owed(None, 9)), (1, Vec::new()));
-        assert_eq!(std::fs::read(fixture.path(left[0], &sum)).unwrap(), b"good bytes");
-    }
 }
 
 /// More copies are wanted while a put is under way, which may be committed behind the back of a balance.
@@ -496,110 +433,8 @@ fn a_put_that_began_with_another_plan_is_looked_at_again() {
     }
 }
 
-#[test]
-fn what_cannot_be_removed_now_is_removed_later() {
-    let fixture = three_of(1);
-    let sum = put(&fixture.sharding, b"dead");
-    let holder = fixture.holders(&sum)[0];
-    // Read-only, then away: neither is an error, and neither is forgotten.
-    fixture.disks[holder].writes.store(true, Ordering::SeqCst);
-    assert!(fixture.sharding.remove(&sum).unwrap());
-    fixture.sharding.force_removed(&[sum]).unwrap();
-    assert!(fixture.sharding.owes_removal(&sum) && fixture.sharding.status().owed == 0);
-    fixture.break_disk(holder, true);
-    assert!(fixture.sharding.remove(&sum).unwrap());
-    fixture.sharding.remove_left(&sum).unwrap();
-    let fixture = fixture.reopened(Plan { shards: 3, redundancy: 1, lenient_limit: 1, drained: None });
-    assert_eq!(fixture.sharding.owed(None, 9), [sum], "over a restart");
-    assert_eq!(fixture.holders(&sum), [holder]);
-    fixture.sharding.remove_left(&sum).unwrap();
-    assert_eq!((fixture.holders(&sum), fixture.sharding.owed(None, 9)), (Vec::new(), Vec::new()));
-}
-
-/// What is put again is nobody's to remove.
-#[test]
-fn a_removal_that_is_owed_ends_with_the_next_put() {
-    let fixture = three_of(1);
-    for copied in [false, true] {
-        let sum = put(&fixture.sharding, b"dead, and alive again");
-        let holder = fixture.holders(&sum)[0];
-        fixture.disks[holder].writes.store(true, Ordering::SeqCst);
-        fixture.sharding.remove(&sum).unwrap();
-        fixture.spoil(holder, &sum, b"DEAD, and alive again");
-        match copied {
-            false => {
-                let fresh = staged(&fixture.sharding, b"dead, and alive again");
-                // One that meets the shard which takes nothing is done again.
-                while fixture.sharding.put(std::slice::from_ref(&fresh)).is_err() {}
-            }
-            true => fixture.sharding.put_copy(&sum, &held(b"dead, and alive again")).unwrap(),
-        }
-        assert!(!fixture.sharding.owes_removal(&sum));
-        assert_eq!(fixture.holders(&sum).len(), 2, "what is left there is no copy");
-        fixture.break_disk(holder, false);
-        fixture.sharding.remove_left(&sum).unwrap();
-        fixture.sharding.mend(&sum).unwrap();
-        assert_eq!((fixture.holders(&sum).len(), fixture.sharding.owed(None, 9)), (1, Vec::new()));
-        fixture.sharding.remove(&sum).unwrap();
-    }
-}
-
-/// Whoever stores it again does not hold the latch, as a close does with durability=remote.
-#[test]
-fn a_removal_that_is_owed_ends_before_the_first_copy_is_stored() {
-    let fixture = three_of(3);
-    let sum = put(&fixture.sharding, b"dead, and alive again");
-    fixture.disks[0].writes.store(true, Ordering::SeqCst);
-    fixture.sharding.remove(&sum).unwrap();
-    assert!(fixture.sharding.owes_removal(&sum));
-    fixture.break_disk(0, false);
-    fixture.sharding.put_copy(&sum, &held(b"dead, and alive again")).unwrap();
-    fixture.sharding.remove_left(&sum).unwrap();
-    assert_eq!(fixture.holders(&sum).len(), 3);
-    // Where it is left on every shard, there is no other place for it.
-    for i in 0..3 {
-        fixture.disks[i].writes.store(true, Ordering::SeqCst);
-    }
-    fixture.sharding.remove(&sum).unwrap();
-    assert!(fixture.sharding.owes_removal(&sum));
-    (0..3).for_each(|i| fixture.break_disk(i, false));
-    let fresh = staged(&fixture.sharding, b"dead, and alive again");
-    fixture.sharding.put(std::slice::from_ref(&fresh)).unwrap();
-    fixture.sharding.remove_left(&sum).unwrap();
-    assert_eq!(fixture.holders(&sum).len(), 3);
-}
-
-/// Something else in the place of a blob's file, that cannot be opened as one.
-#[test]
-fn one_odd_file_takes_no_shard_away() {
-    let fixture = three_of(1);
-    let sums: Vec<Checksum> = (0..9).map(|i| put(&fixture.sharding, &[i; 50])).collect();
-    let holder = fixture.holders(&sums[0])[0];
-    std::fs::remove_file(fixture.path(holder, &sums[0])).unwrap();
-    std::os::unix::fs::symlink("/dev/null", fixture.path(holder, &sums[0])).unwrap();
-    for _ in 0..3 {
-        assert!(matches!(fixture.sharding.open(&sums[0], None), Err(Error::Io { .. })));
-        assert_eq!(fixture.sharding.status().health, Health::Up);
-        sums[1..]
-            .iter()
-            .for_each(|sum| assert_eq!(bytes_of(&open(&fixture.sharding, sum).unwrap()).len(), 50));
-    }
-}
-
-/// The same where there is another copy, which is read, and of which a new one is made.
-#[test]
-fn one_odd_file_is_made_anew() {
-    let fixture = Fixture::new(Plan { shards: 2, ..TWO_OF_THREE });
-    let sum = put(&fixture.sharding, b"good bytes");
-    std::fs::remove_file(fixture.path(0, &sum)).unwrap();
-    std::fs::create_dir(fixture.path(0, &sum)).unwrap();
-    for _ in 0..2 {
-        assert_eq!(bytes_of(&open(&fixture.sharding, &sum).unwrap()), b"good bytes");
-    }
-    assert_eq!(fixture.sharding.owed(None, 9), [sum]);
-    assert_eq!(fixture.sharding.status().health, Health::Up);
-}
-
+mod bad;
 mod hangs;
 mod live;
+mod removals;
 mod twins;

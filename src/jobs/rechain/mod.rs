@@ -186,7 +186,7 @@ fn standing(
 
 /// Whether what stands under a blob's name is the blob.
 fn is_good(store: &Filestore, row: &BlobRow) -> filestore::Result<bool> {
-    let verdict = store.verify(&row.checksum, row.blake3.as_ref())?;
+    let verdict = store.examine(&row.checksum, row.blake3.as_ref())?;
     Ok(matches!(verdict, Verdict::Good { size, .. } if size == row.size))
 }
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::upkeep::{ME, WRITE, closed_file};
 use super::*;
 use crate::checksum::Checksum;
-use crate::filestore::{Call, Faulty, FileSystem};
+use crate::filestore::{Call, Faulty, FileSystem, Timed};
 use crate::vfs::node::CloneOf;
 
 /// Its blobs are files that are asked for like objects, by way of a provider that fails as it is told.
@@ -138,6 +138,117 @@ fn a_copy_is_fetched_before_it_is_written_with_its_node_free() {
     verify(&dir, vfs);
 }
 
+/// Opens a new file of this name that is the first 200 bytes of `from`, sealed, by a copy that stopped there.
+fn stopped_copy(vfs: &Vfs, from: Ino, name: &str) -> Ino {
+    let to = closed_file(vfs, name);
+    vfs.open(&ME, to, Access { truncate: true, ..WRITE }, &register(false)).unwrap();
+    let Inode { checksum, size, .. } = vfs.inode(from).unwrap();
+    let mut node = vfs.nodes.lock(to);
+    let file = node.staged.as_ref().unwrap().row.file;
+    let checksum = checksum.unwrap();
+    node.clone = Some(CloneOf { made: true, checksum, size, covered: 200, ..CloneOf::nothing_yet(file) });
+    to
+}
+
+#[test]
+fn a_copy_that_stopped_is_fetched_with_its_node_free() {
+    let (dir, vfs, faulty) = far_tree(Durability::Fsync);
+    let from = closed_file(&vfs, "from");
+    vfs.seal(&[from], &|| true).unwrap();
+    let expected = content(&vfs, from)[..200].to_vec();
+    type Work = fn(&Vfs, Ino);
+    let works: [Work; 6] = [
+        |vfs, ino| vfs.write(ino, 200, b"", false).unwrap(),
+        |vfs, ino| assert_eq!(vfs.read(ino, 0, 0, &mut [0; 400]).unwrap(), 200),
+        |vfs, ino| vfs.fsync(ino).unwrap(),
+        |vfs, ino| {
+            drop(vfs.open(&ME, ino, Access { read: true, ..Access::default() }, &register(false)).unwrap())
+        },
+        |vfs, ino| vfs.force(Duration::ZERO, Duration::ZERO).unwrap_or_else(|error| panic!("{ino}: {error}")),
+        |vfs, ino| vfs.release(ino, WRITE),
+    ];
+    // One who comes while another fetches waits for him, and fetches nothing himself.
+    let to = stopped_copy(&vfs, from, "once");
+    let reads = faulty.calls(Call::Read);
+    faulty.set("read=stall");
+    thread::scope(|scope| {
+        let first = scope.spawn(|| vfs.fsync(to).unwrap());
+        await_reads(&faulty, reads);
+        let begun = faulty.calls(Call::Read);
+        let second = scope.spawn(|| vfs.read(to, 0, 0, &mut [0; 400]).unwrap());
+        thread::sleep(Duration::from_millis(50));
+        assert_eq!(faulty.calls(Call::Read), begun);
+        faulty.set("");
+        first.join().unwrap();
+        assert_eq!(second.join().unwrap(), 200);
+    });
+    for (number, work) in works.into_iter().enumerate() {
+        let to = stopped_copy(&vfs, from, &format!("to{number}"));
+        if let Some(staged) = &mut vfs.nodes.lock(to).staged {
+            staged.forced_at -= Duration::from_secs(3600);
+        }
+        let reads = faulty.calls(Call::Read);
+        faulty.set("read=stall");
+        thread::scope(|scope| {
+            let worker = scope.spawn(|| work(&vfs, to));
+            await_reads(&faulty, reads);
+            let waits_alone = vfs.nodes.try_lock(to).is_some() && !worker.is_finished();
+            faulty.set("");
+            worker.join().unwrap();
+            assert!(waits_alone, "work {number}");
+        });
+        assert_eq!(vfs.nodes.lock(to).clone, None, "work {number}");
+        assert_eq!(content(&vfs, to), expected, "work {number}");
+    }
+    verify(&dir, vfs);
+}
+
+#[test]
+fn who_may_wait_for_a_copy_that_stopped_is_known_before() {
+    let (dir, vfs, _faulty) = far_tree(Durability::Fsync);
+    let from = closed_file(&vfs, "from");
+    vfs.seal(&[from], &|| true).unwrap();
+    let to = stopped_copy(&vfs, from, "to");
+    let repo = vfs.lookup(ROOT, b"a").unwrap().unwrap().inode.ino;
+    let forced = |name: &str, new_name: &str| {
+        vfs.forced_by_rename((repo, name.as_bytes()), (repo, new_name.as_bytes()))
+    };
+    assert!(vfs.change_waits(to) && !vfs.change_waits(from));
+    assert!(vfs.is_staged(to) && !vfs.is_staged(from));
+    assert_eq!((forced("to", "from"), forced("from", "to")), (vec![from, to], vec![to, from]));
+    assert_eq!((forced("to", "free"), forced("no", "from")), (vec![], vec![from]));
+    let held = vfs.nodes.lock(from);
+    assert!(vfs.change_waits(from) && !vfs.is_staged(from), "whoever holds it may wait himself");
+    drop(held);
+    vfs.release(to, WRITE);
+    verify(&dir, vfs);
+}
+
+#[test]
+fn a_copy_that_stopped_outlasts_a_store_that_is_away() {
+    let (dir, vfs, faulty) = far_tree(Durability::Fsync);
+    let from = closed_file(&vfs, "from");
+    vfs.seal(&[from], &|| true).unwrap();
+    let expected = content(&vfs, from)[..200].to_vec();
+    let to = stopped_copy(&vfs, from, "to");
+    faulty.set("read=broken");
+    assert!(vfs.fsync(to).is_err() && vfs.write(to, 0, b"x", false).is_err());
+    vfs.release(to, WRITE);
+    assert!(vfs.seal(&[to], &|| true).is_err());
+    // What is written anew needs nothing of it.
+    let again = stopped_copy(&vfs, from, "again");
+    vfs.release(again, WRITE);
+    let reads = faulty.calls(Call::Read);
+    vfs.open(&ME, again, Access { truncate: true, ..WRITE }, &register(false)).unwrap();
+    vfs.write(again, 0, b"anew", false).unwrap();
+    vfs.release(again, WRITE);
+    assert_eq!((content(&vfs, again), faulty.calls(Call::Read)), (b"anew".to_vec(), reads));
+    faulty.set("");
+    assert_eq!(vfs.seal(&[to], &|| true).unwrap(), 1);
+    assert_eq!(content(&vfs, to), expected);
+    verify(&dir, vfs);
+}
+
 #[test]
 fn a_file_whose_bytes_are_here_is_opened_for_writing_whoever_holds_it_for_a_moment() {
     let (dir, vfs, faulty) = far_tree(Durability::Fsync);
@@ -184,5 +295,42 @@ fn a_writer_waits_for_a_latch_with_his_node_free() {
         opened.join().unwrap().unwrap();
     });
     vfs.release(ino, WRITE);
+    verify(&dir, vfs);
+}
+
+/// Who holds the node of a file there may wait for its server for as long as that is away.
+#[test]
+fn nobody_waits_long_for_a_node_whose_bytes_are_on_a_network_disk() {
+    let (dir, vfs) = tree(false);
+    drop(vfs);
+    let index = Index::open(&dir.path().join("index.db")).unwrap();
+    let at = dir.path().join("filestore");
+    let files = FileSystem::open(&at, ID, &filestore::Options::default()).unwrap();
+    let timed = Timed::over(at, Arc::new(files));
+    let vfs = Vfs::new(index, Filestore::over(Arc::new(timed)), options(false));
+    let (held, other) = (closed_file(&vfs, "held"), closed_file(&vfs, "other"));
+    let repo = vfs.lookup(ROOT, b"a").unwrap().unwrap().inode.ino;
+    let node = vfs.nodes.lock(held);
+    type Look = fn(&Vfs, Ino, Ino) -> Result<()>;
+    let looks: [Look; 4] = [
+        |vfs, _, held| vfs.attributes(held).map(drop),
+        |vfs, repo, _| vfs.lookup(repo, b"held").map(drop),
+        |vfs, repo, held| vfs.link(held, repo, b"link").map(drop),
+        |vfs, repo, _| vfs.unlink(repo, b"held"),
+    ];
+    thread::scope(|scope| {
+        for look in looks {
+            let vfs = &vfs;
+            scope.spawn(move || {
+                let error = look(vfs, repo, held).unwrap_err();
+                assert!(
+                    matches!(&error, Error::Io { source, .. } if source.kind() == io::ErrorKind::TimedOut)
+                );
+            });
+        }
+        assert!(vfs.attributes(other).is_ok() && vfs.is_staged(held));
+    });
+    drop(node);
+    looks.iter().for_each(|look| look(&vfs, repo, held).unwrap());
     verify(&dir, vfs);
 }

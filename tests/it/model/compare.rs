@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
+use super::mappings::Mapping;
 use super::reference::{Id, Kind};
-use super::world::{Handle, Mapping, Outcome, World, errno, same_bytes};
+use super::world::{Handle, Outcome, World, errno, same_bytes};
 use crate::harness::sha1;
 use crate::sys;
 

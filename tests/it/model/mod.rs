@@ -5,6 +5,8 @@
 //! `MODEL_SEEDS=7` or `MODEL_SEEDS=100..200` runs other seeds than usual.
 
 mod compare;
+mod inodes;
+mod mappings;
 mod operations;
 mod reference;
 mod runner;

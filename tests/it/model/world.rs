@@ -2,18 +2,17 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, OFlag, RenameFlags, fallocate, renameat2};
-use nix::sys::stat::{UtimensatFlags, utimensat};
-use nix::sys::time::TimeSpec;
-use nix::unistd::{Whence, ftruncate, lseek, truncate};
+use nix::fcntl::{OFlag, RenameFlags, fallocate};
+use nix::unistd::{Whence, ftruncate, lseek};
 
-use super::operations::{Between, Bytes, FILE_BYTES_MAX, HANDLES, MAPS, Op};
-use super::reference::{Id, Kind, Reference, Result, Span, Stamp};
+use super::mappings::Mapping;
+use super::operations::{Between, FILE_BYTES_MAX, HANDLES, MAPS, Op};
+use super::reference::{Id, Reference, Result, Span};
 use crate::harness::{Tree, command, run_command};
 use crate::sys;
 
@@ -31,23 +30,8 @@ impl Handle {
         self.flags.intersects(OFlag::O_WRONLY | OFlag::O_RDWR)
     }
 
-    fn reads(&self) -> bool {
+    pub fn reads(&self) -> bool {
         !self.flags.contains(OFlag::O_WRONLY)
-    }
-}
-
-pub struct Mapping {
-    pub map: sys::Map,
-    pub id: Id,
-    pub writes: bool,
-    len: usize,
-    /// Since when there may be stores that did not move the file's times yet.
-    pub stored: Option<i64>,
-}
-
-impl Mapping {
-    pub fn len(&self) -> usize {
-        self.len
     }
 }
 
@@ -69,7 +53,7 @@ pub fn errno(error: std::io::Error) -> Errno {
 }
 
 /// Does something, and tells between which moments it happened.
-fn timed<T>(work: impl FnOnce() -> T) -> (T, Span) {
+pub fn timed<T>(work: impl FnOnce() -> T) -> (T, Span) {
     // File systems read a clock that may lag far behind the exact one.
     let low = sys::coarse_clock();
     let done = work();
@@ -77,7 +61,7 @@ fn timed<T>(work: impl FnOnce() -> T) -> (T, Span) {
 }
 
 /// Both succeeded, which gives what they found; or both failed in the same way.
-fn agree<T, U>(seen: Result<T>, expected: Result<U>) -> Outcome<Option<(T, U)>> {
+pub fn agree<T, U>(seen: Result<T>, expected: Result<U>) -> Outcome<Option<(T, U)>> {
     match (seen, expected) {
         (Ok(seen), Ok(expected)) => Ok(Some((seen, expected))),
         (Err(seen), Err(expected)) if seen == expected => Ok(None),
@@ -287,84 +271,6 @@ impl<'t> World<'t> {
         Ok(())
     }
 
-    fn on_map(&mut self, op: &Op) -> Outcome {
-        match op {
-            Op::Map { map, slot, len } => {
-                let Some(handle) = self.handles[*slot].as_ref().filter(|handle| handle.reads()) else {
-                    return Ok(());
-                };
-                let writes = handle.writes();
-                let made = if writes {
-                    sys::Map::shared(&handle.file, *len)
-                } else {
-                    sys::Map::shared_readonly(&handle.file, *len)
-                };
-                let id = handle.id;
-                let mapping = made.map_err(|e| format!("mmap: {e}"))?;
-                self.unmap(*map);
-                self.maps[*map] = Some(Mapping { map: mapping, id, writes, len: *len, stored: None });
-            }
-            Op::MapWrite { map, at, bytes } => {
-                // A look first, which does not end the test.
-                self.read_map(*map, *at, bytes.len)?;
-                let Some(mapping) = self.maps[*map].as_mut().filter(|m| m.writes) else { return Ok(()) };
-                let inode = self.reference.inode_mut(mapping.id);
-                let end = (at + bytes.len).min(mapping.len).min(inode.bytes().len());
-                if end <= *at {
-                    return Ok(());
-                }
-                let bytes = Bytes { len: end - at, ..*bytes };
-                let ((), span) = timed(|| mapping.map.write(*at, bytes.get()));
-                inode.bytes_mut()[*at..end].copy_from_slice(bytes.get());
-                inode.may_touch(span);
-                mapping.stored.get_or_insert(span.low);
-            }
-            Op::MapRead { map, at, len } => return self.read_map(*map, *at, *len),
-            Op::MapSync { map } => self.sync_map(*map)?,
-            Op::Unmap { map } => self.unmap(*map),
-            other => panic!("{other:?} is not of a mapping"),
-        }
-        Ok(())
-    }
-
-    pub fn read_map(&mut self, map: usize, at: usize, len: usize) -> Outcome {
-        let Some(mapping) = &self.maps[map] else { return Ok(()) };
-        let bytes = self.reference.inode(mapping.id).bytes();
-        let end = (at + len).min(mapping.len).min(bytes.len());
-        if end <= at {
-            return Ok(());
-        }
-        let seen =
-            mapping.map.peek(at, end - at).map_err(|e| format!("mapping of {} bytes: {e}", bytes.len()))?;
-        same_bytes("mapping", &seen, &bytes[at..end])
-    }
-
-    pub fn sync_map(&mut self, map: usize) -> Outcome {
-        if let Some(mapping) = &self.maps[map] {
-            mapping.map.sync().map_err(|e| format!("msync: {e}"))?;
-            self.settle_times(map);
-        }
-        Ok(())
-    }
-
-    fn unmap(&mut self, map: usize) {
-        if let Some(mapping) = &mut self.maps[map] {
-            let (id, stored) = (mapping.id, mapping.stored.take());
-            self.maps[map] = None;
-            if let Some(low) = stored {
-                self.reference.inode_mut(id).may_touch(Span { low, high: now() });
-            }
-        }
-    }
-
-    fn settle_times(&mut self, map: usize) {
-        if let Some(mapping) = &mut self.maps[map]
-            && let Some(low) = mapping.stored.take()
-        {
-            self.reference.inode_mut(mapping.id).may_touch(Span { low, high: now() });
-        }
-    }
-
     /// Lets go of all handles and mappings.
     pub fn close_all(&mut self) {
         self.handles = Default::default();
@@ -512,140 +418,6 @@ impl<'t> World<'t> {
     fn is_in_use(&self, id: Id) -> bool {
         self.handles.iter().flatten().any(|handle| handle.id == id)
             || self.maps.iter().flatten().any(|m| m.id == id)
-    }
-
-    fn on_name(&mut self, op: &Op) -> Outcome {
-        let at = |path: &str| self.path(path);
-        let (seen, expected) = match op {
-            Op::Rename { from, to, how } => {
-                let (seen, span) = timed(|| renameat2(AT_FDCWD, &at(from), AT_FDCWD, &at(to), *how));
-                (seen, self.reference.rename(from, to, *how, span))
-            }
-            Op::Unlink { path } => {
-                let (seen, span) = timed(|| fs::remove_file(at(path)).map_err(errno));
-                (seen, self.reference.unlink(path, span))
-            }
-            Op::Link { from, to } => {
-                let (seen, span) = timed(|| fs::hard_link(at(from), at(to)).map_err(errno));
-                (seen, self.reference.link(from, to, span))
-            }
-            Op::Symlink { path, target } => {
-                let (seen, span) = timed(|| std::os::unix::fs::symlink(target, at(path)).map_err(errno));
-                (seen, self.reference.symlink(target, path, span))
-            }
-            Op::Mkdir { path, mode } => {
-                use std::os::unix::fs::DirBuilderExt;
-                let (seen, span) =
-                    timed(|| fs::DirBuilder::new().mode(*mode).create(at(path)).map_err(errno));
-                (seen, self.reference.mkdir(path, *mode, span))
-            }
-            Op::Rmdir { path } => {
-                let (seen, span) = timed(|| fs::remove_dir(at(path)).map_err(errno));
-                (seen, self.reference.rmdir(path, span))
-            }
-            other => panic!("{other:?} is not of a name"),
-        };
-        agree(seen, expected).map(drop)
-    }
-
-    fn on_inode(&mut self, op: &Op) -> Outcome {
-        let at = |path: &str| self.path(path);
-        match op {
-            Op::Chmod { path, mode } => {
-                // A directory that its owner cannot enter would stop everything below.
-                let directory =
-                    self.reference.follow(path).is_ok_and(|id| self.reference.inode(id).is_directory());
-                let mode = if directory { mode | 0o700 } else { *mode };
-                let set = || fs::set_permissions(at(path), fs::Permissions::from_mode(mode)).map_err(errno);
-                let (seen, span) = timed(set);
-                if let Some(((), id)) = agree(seen, self.reference.follow(path))? {
-                    let inode = self.reference.inode_mut(id);
-                    inode.mode = mode;
-                    inode.change(span);
-                }
-            }
-            Op::Chown { path, uid, gid } => {
-                if self.tree.mode.is_user() {
-                    return Ok(());
-                }
-                let set = || std::os::unix::fs::lchown(at(path), Some(*uid), Some(*gid)).map_err(errno);
-                let (seen, span) = timed(set);
-                if let Some(((), id)) = agree(seen, self.reference.find(path))? {
-                    let inode = self.reference.inode_mut(id);
-                    inode.owner = (*uid, *gid);
-                    inode.change(span);
-                }
-            }
-            Op::SetTimes { path, atime, mtime } => {
-                let spec = |t: i64| TimeSpec::new(t / 1_000_000_000, t % 1_000_000_000);
-                let set = || {
-                    utimensat(
-                        AT_FDCWD,
-                        &at(path),
-                        &spec(*atime),
-                        &spec(*mtime),
-                        UtimensatFlags::NoFollowSymlink,
-                    )
-                };
-                let (seen, span) = timed(set);
-                if let Some(((), id)) = agree(seen, self.reference.find(path))? {
-                    let inode = self.reference.inode_mut(id);
-                    inode.mtime = Stamp::at(*mtime);
-                    inode.change(span);
-                    return self.has_atime(path, *atime);
-                }
-            }
-            Op::Truncate { path, len } => {
-                let (seen, span) = timed(|| truncate(&at(path), *len as i64));
-                let expected =
-                    self.reference.follow(path).and_then(|id| match self.reference.inode(id).kind {
-                        Kind::Directory(_) => Err(Errno::EISDIR),
-                        _ => Ok(id),
-                    });
-                if let Some(((), id)) = agree(seen, expected)? {
-                    let inode = self.reference.inode_mut(id);
-                    // To the same size, some move the times and some do not.
-                    if inode.bytes().len() == *len {
-                        inode.may_touch(span)
-                    } else {
-                        inode.touch(span)
-                    }
-                    inode.bytes_mut().resize(*len, 0);
-                }
-            }
-            Op::SetXattr { path, name, value } => {
-                let (seen, span) = timed(|| sys::setxattr(at(path), name, value.get(), 0));
-                if let Some(((), id)) = agree(seen, self.with_xattrs(path))? {
-                    let inode = self.reference.inode_mut(id);
-                    // To the same value, some move the time and some do not.
-                    match inode.xattrs.insert(name, value.get().to_vec()) {
-                        Some(old) if old == value.get() => inode.ctime.may_move(span),
-                        _ => inode.change(span),
-                    }
-                }
-            }
-            Op::RemoveXattr { path, name } => {
-                let (seen, span) = timed(|| sys::removexattr(at(path), name));
-                let expected = self.with_xattrs(path).and_then(|id| {
-                    let there = self.reference.inode(id).xattrs.contains_key(name);
-                    if there { Ok(id) } else { Err(Errno::ENODATA) }
-                });
-                if let Some(((), id)) = agree(seen, expected)? {
-                    let inode = self.reference.inode_mut(id);
-                    inode.xattrs.remove(name);
-                    inode.change(span);
-                }
-            }
-            other => panic!("{other:?} is not of an inode"),
-        }
-        Ok(())
-    }
-
-    fn with_xattrs(&self, path: &str) -> Result<Id> {
-        self.reference.find(path).and_then(|id| match self.reference.inode(id).kind {
-            Kind::Symlink(_) => Err(Errno::EPERM),
-            _ => Ok(id),
-        })
     }
 
     /// What comes between phases, as far as it concerns this thread alone.

@@ -1,6 +1,7 @@
 //! A shard that does not answer, and what it does when it answers again.
 
 use super::super::super::Listed;
+use super::super::super::timed::Timed;
 use super::*;
 
 const PATIENCE: Duration = Duration::from_secs(1);

@@ -1,23 +1,24 @@
-//! A shard on a network or FUSE file system, which may not answer for a long time: no call waits longer than a deadline.
+//! A directory on a network or FUSE file system, which may not answer for a long time: no call waits longer than a deadline.
 //!
-//! Each call has a thread of its own, which is left to itself when its time is over; some such threads, and further calls
-//! fail at once. A change that was given up may still be made when the server answers again: until its thread has ended, no
+//! Each call has a thread of its own, which is left to itself when its time is over; beyond some such threads, further calls
+//! wait for one of them to end. A change that was given up may still be made when the server answers again: until its thread has ended, no
 //! other change is begun, so that no two of them work on one file. On a local disk there is nothing of this: its calls are
 //! made directly.
 
+use std::collections::HashMap;
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak, mpsc};
-use std::thread::Builder;
+use std::thread::{self, Builder};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::super::blob::{Blob, BlobFile, FileId, Remote};
-use super::super::error::{Doing, Error, Result};
-use super::super::provider::{Found, Health, Listed, Offer, Provider, ProviderStatus, Visit};
-use super::super::staging::StagingDir;
+use super::blob::{Blob, BlobFile, FileId, Remote};
+use super::error::{Doing, Error, Result};
+use super::provider::{Found, Health, Listed, Offer, Provider, ProviderStatus, Reach, Visit};
+use super::staging::StagingDir;
 use crate::change::StagingName;
 use crate::checksum::Checksum;
 
@@ -32,6 +33,10 @@ const BYTES_PER_SECOND_MIN: u64 = 1 << 20;
 const PAGE: usize = 1000;
 /// Calls that are waited for, or were.
 const UNDER_WAY_MAX: usize = 64;
+/// Bytes of a blob that are read by one call.
+const PIECE: usize = 128 << 10;
+/// Who waits for others to end looks this often.
+const TURN_POLL: Duration = Duration::from_millis(1);
 
 /// Does something on a thread of its own, for at most so long. `under_way` counts such threads by its references.
 pub fn within<T: Send + 'static>(
@@ -41,9 +46,10 @@ pub fn within<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
     let (tell, told) = mpsc::sync_channel(1);
+    let until = Instant::now() + longest;
     // Nobody may wait for it any more.
-    on_thread(dir, under_way, work, move |done| drop(tell.send(done)))?;
-    heard(dir, told.recv_timeout(longest))?
+    on_thread(dir, under_way, until, work, move |done| drop(tell.send(done)))?;
+    heard(dir, told.recv_timeout(until.saturating_duration_since(Instant::now())))?
 }
 
 /// The same for whoever takes stock.
@@ -55,23 +61,27 @@ pub fn within_a_moment<T: Send + 'static>(
     within(dir, under_way, STATUS_LONGEST, work)
 }
 
-/// Does something on a thread of its own and tells what came of it, unless too many such threads are under way.
+/// Does something on a thread of its own and tells what came of it, unless too many such threads are under way until then.
 fn on_thread<T: Send + 'static>(
     dir: &Path,
     under_way: &Arc<()>,
+    until: Instant,
     work: impl FnOnce() -> T + Send + 'static,
     tell: impl FnOnce(T) + Send + 'static,
 ) -> Result<()> {
-    if Arc::strong_count(under_way) > UNDER_WAY_MAX {
-        return Err(late(dir));
+    while Arc::strong_count(under_way) > UNDER_WAY_MAX {
+        if Instant::now() >= until {
+            return Err(late(dir));
+        }
+        thread::sleep(TURN_POLL);
     }
     let counted = Arc::clone(under_way);
-    let thread = Builder::new().name("shard".into()).spawn(move || {
+    let started = Builder::new().name("shard".into()).spawn(move || {
         let done = work();
         drop(counted);
         tell(done);
     });
-    thread.doing("start a thread for", dir).map(drop)
+    started.doing("start a thread for", dir).map(drop)
 }
 
 fn heard<T>(dir: &Path, told: std::result::Result<T, mpsc::RecvTimeoutError>) -> Result<T> {
@@ -84,6 +94,44 @@ fn heard<T>(dir: &Path, told: std::result::Result<T, mpsc::RecvTimeoutError>) ->
 fn late(dir: &Path) -> Error {
     let (doing, path) = ("wait for an answer of", dir.to_owned());
     Error::Io { doing, path, source: io::ErrorKind::TimedOut.into() }
+}
+
+/// Looks at staging files there, which are no provider's. After one that was not answered in time the next ones fail at once
+/// for a while: there may be one for each file of a directory that is listed.
+#[derive(Debug, Default)]
+pub struct Looks {
+    of: Mutex<HashMap<PathBuf, Looked>>,
+}
+
+/// How looks at one directory went.
+#[derive(Debug, Default)]
+struct Looked {
+    under_way: Arc<()>,
+    late: Option<Instant>,
+}
+
+impl Looks {
+    /// A look at something in this directory.
+    pub fn look<T: Send + 'static>(
+        &self,
+        dir: &Path,
+        look: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let under_way = {
+            let mut of = self.of.lock();
+            let looked = of.entry(dir.to_owned()).or_default();
+            if looked.late.is_some_and(|since| since.elapsed() < LOOK_LONGEST) {
+                return Err(late(dir));
+            }
+            Arc::clone(&looked.under_way)
+        };
+        let looked = within(dir, &under_way, LOOK_LONGEST, look);
+        let timed_out = |error: &Error| matches!(error, Error::Io { source, .. } if source.kind() == io::ErrorKind::TimedOut);
+        if looked.as_ref().is_err_and(timed_out) {
+            self.of.lock().entry(dir.to_owned()).or_default().late = Some(Instant::now());
+        }
+        looked
+    }
 }
 
 /// See above.
@@ -187,8 +235,9 @@ impl Timed {
             drop((handed, held));
             done
         };
-        let done = on_thread(&self.dir, &self.under_way, work, move |done| drop(tell.send(Told::Done(done))))
-            .and_then(|()| self.serve(blob, &told, until));
+        let done =
+            on_thread(&self.dir, &self.under_way, until, work, move |done| drop(tell.send(Told::Done(done))))
+                .and_then(|()| self.serve(blob, &told, until));
         self.end_change(&going_on);
         done
     }
@@ -319,6 +368,10 @@ impl Provider for Timed {
         }
     }
 
+    fn reach(&self) -> Reach {
+        Reach::Network
+    }
+
     fn status(&self) -> ProviderStatus {
         match self.ask(STATUS_LONGEST, |inner| Ok(inner.status())) {
             Ok(status) => {
@@ -397,22 +450,29 @@ impl Remote for TimedBlob {
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        let (blob, wanted) = (Arc::clone(&self.blob), buffer.len());
-        let read = within(&self.dir, &self.under_way, LOOK_LONGEST, move || {
-            let mut bytes = vec![0; wanted];
-            let read = blob.read_at(&mut bytes, offset).map(|length| bytes.truncate(length));
-            Ok(read.map(|()| bytes))
-        });
-        let bytes = read.map_err(io::Error::other)??;
-        buffer[..bytes.len()].copy_from_slice(&bytes);
-        Ok(bytes.len())
+        let mut done = 0;
+        for piece in buffer.chunks_mut(PIECE) {
+            let (blob, wanted, at) = (Arc::clone(&self.blob), piece.len(), offset + done as u64);
+            let read = within(&self.dir, &self.under_way, LOOK_LONGEST, move || {
+                let mut bytes = vec![0; wanted];
+                let read = blob.read_at(&mut bytes, at).map(|length| bytes.truncate(length));
+                Ok(read.map(|()| bytes))
+            });
+            let bytes = read.map_err(io::Error::other)??;
+            piece[..bytes.len()].copy_from_slice(&bytes);
+            done += bytes.len();
+            if bytes.len() < wanted {
+                break;
+            }
+        }
+        Ok(done)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::laws::{bytes_of, hold_for, open, put};
-    use super::super::super::{FileSystem, Options};
+    use super::super::laws::{bytes_of, hold_for, open, put};
+    use super::super::{FileSystem, Options};
     use super::*;
 
     fn made() -> (tempfile::TempDir, Arc<Timed>) {
@@ -433,8 +493,14 @@ mod tests {
         assert!(matches!(late, Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::TimedOut));
         assert_eq!(within(dir, &under_way, LOOK_LONGEST, || Ok(5)).unwrap(), 5);
         let many: Vec<Arc<()>> = (0..UNDER_WAY_MAX).map(|_| Arc::clone(&under_way)).collect();
-        assert!(within(dir, &under_way, LOOK_LONGEST, || Ok(5)).is_err(), "too many hang already");
-        drop((many, hold));
+        assert!(within(dir, &under_way, short, || Ok(5)).is_err(), "too many hang already");
+        thread::scope(|scope| {
+            let waits = scope.spawn(|| within(dir, &under_way, LOOK_LONGEST, || Ok(5)));
+            thread::sleep(short);
+            drop(many);
+            assert_eq!(waits.join().unwrap().unwrap(), 5, "one of them has ended");
+        });
+        drop(hold);
     }
 
     #[test]
