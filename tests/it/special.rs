@@ -8,7 +8,7 @@ use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use nix::errno::Errno;
 use nix::sys::stat::{Mode as Bits, SFlag, makedev, mknod};
 
-use crate::harness::{Fails, Tree, as_user};
+use crate::harness::{Fails, Tree, as_user, eventually};
 
 modes!(all: a_fifo_connects_two_programs, a_socket_takes_connections, a_file_made_by_mknod);
 modes!(root: device_nodes_keep_their_number, users_make_no_devices);
@@ -38,6 +38,8 @@ fn a_socket_takes_connections(t: &Tree) {
     listener.accept().unwrap().0.read_to_string(&mut heard).unwrap();
     assert_eq!(heard, "hello");
     drop(listener);
+    // A child of another test may have it until it runs its program.
+    eventually("nobody to listen", || UnixStream::connect(&path).is_err());
     UnixStream::connect(&path).fails(Errno::ECONNREFUSED);
     UnixListener::bind(&path).fails(Errno::EADDRINUSE);
     fs::remove_file(&path).unwrap();
