@@ -8,6 +8,7 @@ use std::future::poll_fn;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ::object_store::path::Path as Key;
 use ::object_store::{GetOptions, GetRange, GetResult, GetResultPayload, ObjectMeta};
@@ -21,9 +22,18 @@ use super::calls::{Failure, Kind, Outcome, Server, Trouble, within};
 use super::readers::Reading;
 use crate::checksum::Checksum;
 
-/// Bytes of the pieces of a stream: the first ones are small, for whoever waits for the first byte.
-const PIECES: [u64; 4] = [256 << 10, 1 << 20, 4 << 20, 8 << 20];
-/// Pieces of a stream under way at a time, each with memory of its own.
+/// Bytes of the first piece of a stream, for which somebody may wait, and the least of any other.
+const PIECE_FIRST: u64 = 256 << 10;
+const PIECE_MIN: u64 = 1 << 20;
+/// The most: a server may read ahead of each request in vain, and some count requests.
+const PIECE_MAX: u64 = 16 << 20;
+/// By how much pieces become larger and smaller.
+const PIECE_STEP: u64 = 4;
+/// Pieces that come in less time than this become larger, and smaller those that take longer than that: whoever follows the
+/// stream sees nothing of one before all of it is there, and does not wait for long.
+const QUICK: Duration = Duration::from_secs(1);
+const SLOW: Duration = Duration::from_secs(3);
+/// Pieces of a stream under way at a time, each with memory of its own, which the next one gets.
 const UNDER_WAY: usize = 4;
 /// As long as the first one has not come: what comes beside it makes it later.
 const UNDER_WAY_FIRST: usize = 2;
@@ -63,8 +73,12 @@ impl Object {
         Object { server, key, sum, size, version: Arc::default(), earlier: Some(id), _reading: None }
     }
 
-    /// The bytes of a range, which are all there.
-    fn fetch(&self, range: Range<u64>) -> impl Future<Output = Outcome<Vec<u8>>> + Send + 'static {
+    /// The bytes of a range, which are all there, in the memory of `room`.
+    fn fetch(
+        &self,
+        range: Range<u64>,
+        room: Vec<u8>,
+    ) -> impl Future<Output = Outcome<Vec<u8>>> + Send + 'static {
         let (server, key, size) = (Arc::clone(&self.server), self.key.clone(), self.size);
         let (version, sum, earlier) = (Arc::clone(&self.version), self.sum, self.earlier.clone());
         async move {
@@ -79,7 +93,7 @@ impl Object {
             let work = async {
                 let answer = within(server.patience(0), server.store.get_opts(&key, options)).await?;
                 let fits = fits(&answer, &range, size, &version);
-                Ok((receive(&server, answer, &range).await?, fits))
+                Ok((receive(&server, answer, &range, room).await?, fits))
             };
             let (bytes, fits) = match server.converse(&request, work).await {
                 Err(failure) => {
@@ -128,10 +142,16 @@ pub(super) fn version_of(found: &ObjectMeta) -> String {
 
 /// The bytes of an answer, each of which has to come within the time for one, and all within that for so many: a server that
 /// sends a little now and then holds up nobody for ever.
-async fn receive(server: &Server, answer: GetResult, range: &Range<u64>) -> Result<Vec<u8>, Trouble> {
+async fn receive(
+    server: &Server,
+    answer: GetResult,
+    range: &Range<u64>,
+    mut bytes: Vec<u8>,
+) -> Result<Vec<u8>, Trouble> {
     let GetResultPayload::Stream(mut pieces) = answer.payload;
     let wanted = (range.end - range.start) as usize;
-    let mut bytes = Vec::with_capacity(wanted);
+    bytes.clear();
+    bytes.reserve_exact(wanted);
     let (begun, mut busy) = (Instant::now(), 1);
     loop {
         // They share the way with what is read and sent meanwhile.
@@ -160,37 +180,72 @@ impl Remote for Object {
         if offset >= end {
             return Ok(0);
         }
-        let bytes = self.server.wait(self.fetch(offset..end)).map_err(|failure| self.told(failure))?;
+        let bytes =
+            self.server.wait(self.fetch(offset..end, Vec::new())).map_err(|failure| self.told(failure))?;
         buffer[..bytes.len()].copy_from_slice(&bytes);
         Ok(bytes.len())
     }
 
     fn stream(&self, from: u64, each: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
-        let mut under_way = UnderWay::default();
-        let (mut asked, mut number, mut most) = (from, 0, UNDER_WAY_FIRST);
+        let (mut under_way, mut done) = (UnderWay::default(), Vec::new());
+        let (mut asked, mut most, mut next, mut then) = (from, UNDER_WAY_FIRST, PIECE_FIRST, PIECE_MIN);
         while asked < self.size || !under_way.0.is_empty() {
             if asked < self.size && under_way.0.len() < most {
-                let end = self.size.min(asked + PIECES[number.min(PIECES.len() - 1)]);
-                let started = self.server.start(self.fetch(asked..end)).map_err(Error::into_io)?;
-                under_way.0.push_back(started);
-                (asked, number) = (end, number + 1);
+                let end = self.size.min(asked + next);
+                let piece = self.fetch(asked..end, done.pop().unwrap_or_default());
+                let begun = Instant::now();
+                let timed = async move { piece.await.map(|bytes| (bytes, begun.elapsed())) };
+                under_way.0.push_back(self.server.start(timed).map_err(Error::into_io)?);
+                (asked, next) = (end, then);
                 continue;
             }
-            let Some(next) = under_way.0.pop_front() else { continue };
-            let piece = self.server.join(next).map_err(|failure| self.told(failure))?;
+            let Some(first) = under_way.0.pop_front() else { continue };
+            let (bytes, took) = self.server.join(first).map_err(|failure| self.told(failure))?;
             most = UNDER_WAY;
-            each(&piece)?;
+            then = piece_after(then, took);
+            next = then;
+            each(&bytes)?;
+            // Memory that was used is there already: fresh one costs as much as a copy of the bytes.
+            done.push(bytes);
         }
         Ok(())
     }
 }
 
+/// How large pieces are after one that took so long.
+fn piece_after(bytes: u64, took: Duration) -> u64 {
+    match took {
+        _ if took < QUICK => (bytes * PIECE_STEP).min(PIECE_MAX),
+        _ if took > SLOW => (bytes / PIECE_STEP).max(PIECE_MIN),
+        _ => bytes,
+    }
+}
+
+/// The bytes of a piece, and how long they took.
+type Timed = (Vec<u8>, Duration);
+
 /// Requests that end when nobody wants their answers any more.
 #[derive(Default)]
-struct UnderWay(VecDeque<JoinHandle<Outcome<Vec<u8>>>>);
+struct UnderWay(VecDeque<JoinHandle<Outcome<Timed>>>);
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
         self.0.iter().for_each(JoinHandle::abort);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_as_large_as_they_come_soon() {
+        let quick = Duration::from_millis(200);
+        assert_eq!(piece_after(PIECE_MIN, quick), 4 << 20);
+        assert_eq!(piece_after(4 << 20, quick), PIECE_MAX);
+        assert_eq!(piece_after(PIECE_MAX, quick), PIECE_MAX);
+        assert_eq!(piece_after(PIECE_MAX, Duration::from_secs(2)), PIECE_MAX);
+        assert_eq!(piece_after(PIECE_MAX, Duration::from_secs(4)), 4 << 20);
+        assert_eq!(piece_after(PIECE_MIN, Duration::from_secs(40)), PIECE_MIN);
     }
 }
