@@ -82,3 +82,9 @@ fn ended_seconds() -> Result<f64> {
     let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?.context("no clock ticks")?;
     Ok(ticks as f64 / per_second as f64)
 }
+
+/// Uses this much memory for a moment. A virtual machine may have given what it does not use back to its host, and whoever is
+/// the first to use it again waits for seconds for each GiB of it: that shall be nobody who is measured.
+pub fn touch_memory(bytes: u64) {
+    drop(std::hint::black_box(vec![1_u8; bytes as usize]));
+}

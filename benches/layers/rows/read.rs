@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::course::{Course, Turn, need};
 use crate::files::{self, MIB};
 use crate::lab::Lab;
-use crate::meter::{Client, Meter};
+use crate::meter::{Client, Meter, touch_memory};
 use crate::rclone;
 use crate::sites::Peer;
 
@@ -22,6 +22,8 @@ const LARGE: u64 = 1 << 30;
 const READERS: usize = 16;
 /// How often it is read again.
 const AGAIN: usize = 5;
+/// Memory that a first read takes: the pages of the mount and those of its cache.
+const PLACES: u64 = 2;
 /// The object of the peers.
 const KEY: &str = "peers/large";
 
@@ -91,6 +93,7 @@ fn far<'a>(client: Client<'a>, lab: &'a Lab) -> Meter<'a> {
 fn copy(turn: &mut Turn<'_>, lab: &Lab, len: u64) -> Result<()> {
     let to = turn.run.fresh("copy")?;
     let to_str = to.to_str().context("the scratch directory is not UTF-8")?;
+    touch_memory(PLACES * len);
     turn.measure("first read of 1 GiB", far(Client::Programs, lab), || {
         rclone::copy(lab.proxy.port(), &rclone::remote(KEY), to_str)
     })?;
@@ -118,6 +121,7 @@ fn read_all(path: &Path, len: u64) -> Result<Duration> {
 
 /// The first read: its first bytes, and all of them. Fails when the far side was not asked for all of them.
 fn first(turn: &mut Turn<'_>, lab: &Lab, path: &Path, len: u64, client: Client<'_>) -> Result<()> {
+    touch_memory(PLACES * len);
     let first = turn.measure("first read of 1 GiB", far(client, lab), || {
         let first = read_all(path, len)?;
         ensure!(lab.passed().0 >= len, "a first read that the server did not serve");
@@ -138,6 +142,7 @@ fn again(turn: &mut Turn<'_>, path: &Path, len: u64, client: Client<'_>) -> Resu
 
 /// Many first readers, who begin at once.
 fn many(turn: &mut Turn<'_>, lab: &Lab, path: &Path, len: u64, client: Client<'_>) -> Result<()> {
+    touch_memory(PLACES * len);
     turn.measure("16 first readers of 1 GiB", far(client, lab), || {
         let barrier = Barrier::new(READERS);
         thread::scope(|scope| {

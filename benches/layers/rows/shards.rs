@@ -9,7 +9,7 @@ use crate::course::{Course, Turn, need};
 use crate::depot::{self, Depot};
 use crate::files::{self, MIB};
 use crate::lab;
-use crate::meter::{Client, Meter};
+use crate::meter::{Client, Meter, touch_memory};
 use crate::program::quietly;
 use crate::sites::Peer;
 use crate::sys;
@@ -55,6 +55,8 @@ pub fn redundancy(course: &mut Course<'_>) -> Result<()> {
             course.turn(Peer::Depotfs, |turn| {
                 let (path, meter) = (depot.repository().join("large"), near(depot));
                 sys::sync_disk(&turn.run.scratch)?;
+                // As many pages as two copies have.
+                touch_memory(2 * len);
                 turn.measure(write, meter, || {
                     files::write_noise(&path, files::unique(), len, MIB as usize)?;
                     depot::seal(&path)
@@ -136,6 +138,7 @@ fn read_large(
     };
     for _ in 0..COLD {
         depot.remount()?;
+        touch_memory(len);
         turn.measure(cold, near(depot), &mut read)?;
     }
     read()?;

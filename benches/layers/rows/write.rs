@@ -11,7 +11,7 @@ use crate::course::{Course, Turn, need};
 use crate::depot::{self, Depot};
 use crate::files::{self, MIB};
 use crate::lab::Lab;
-use crate::meter::{Client, Meter};
+use crate::meter::{Client, Meter, touch_memory};
 use crate::sites::Peer;
 use crate::sys;
 
@@ -89,6 +89,7 @@ fn written(
     [whole, close]: [&'static str; 2],
 ) -> Result<Instant> {
     let mut closed = Instant::now();
+    touch_memory(2 * len);
     let took = turn.measure(whole, meter, || {
         let mut file = File::create(path)?;
         files::write_to(&mut file, files::unique(), len, MIB as usize)?;
