@@ -375,6 +375,29 @@ fn one_who_reads_in_order_has_nothing_fetched_twice() {
     });
 }
 
+/// Where answers take long, pieces stay small: who follows the arrival sees it move.
+#[test]
+fn a_slow_server_is_asked_for_little_at_a_time() {
+    guarded(|| {
+        let bytes = noise(3, 4 << 20);
+        let (_server, proxy, depot) = behind_a_proxy(&["chain=cache-fs,eventual,retry,s3-storage-v3"]);
+        fs::write(depot.path("repo/file"), &bytes).unwrap();
+        depot.cli(&["flush", depot.dir_str(), "--wait"]).ok();
+        depot.umount();
+        depot.mount();
+        eventually("the cache to be empty", || {
+            depot.cli(&["cache", "drop", depot.dir_str(), "--all"]).ok();
+            crate::cache::cache(&depot)["entries"] == 0
+        });
+        proxy.forget();
+        proxy.delay(Duration::from_millis(1_200));
+        assert!(fs::read(depot.path("repo/file")).unwrap() == bytes);
+        let lengths: Vec<u64> =
+            proxy.seen().iter().filter_map(|seen| seen.range).map(|(first, last)| last - first + 1).collect();
+        assert!(lengths.len() >= 5 && lengths.iter().all(|length| *length <= 1 << 20), "{lengths:?}");
+    });
+}
+
 /// An object that was deleted by mistake comes back from a bucket that keeps versions.
 #[test]
 fn check_brings_back_what_was_deleted_by_mistake() {

@@ -188,22 +188,21 @@ impl Remote for Object {
 
     fn stream(&self, from: u64, each: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
         let (mut under_way, mut done) = (UnderWay::default(), Vec::new());
-        let (mut asked, mut most, mut next, mut then) = (from, UNDER_WAY_FIRST, PIECE_FIRST, PIECE_MIN);
+        let (mut asked, mut most, mut length) = (from, UNDER_WAY_FIRST, PIECE_MIN);
         while asked < self.size || !under_way.0.is_empty() {
             if asked < self.size && under_way.0.len() < most {
-                let end = self.size.min(asked + next);
+                let end = self.size.min(asked + if asked == from { PIECE_FIRST } else { length });
                 let piece = self.fetch(asked..end, done.pop().unwrap_or_default());
                 let begun = Instant::now();
                 let timed = async move { piece.await.map(|bytes| (bytes, begun.elapsed())) };
                 under_way.0.push_back(self.server.start(timed).map_err(Error::into_io)?);
-                (asked, next) = (end, then);
+                asked = end;
                 continue;
             }
             let Some(first) = under_way.0.pop_front() else { continue };
             let (bytes, took) = self.server.join(first).map_err(|failure| self.told(failure))?;
             most = UNDER_WAY;
-            then = piece_after(then, took);
-            next = then;
+            length = length_after(length, took);
             each(&bytes)?;
             // Memory that was used is there already: fresh one costs as much as a copy of the bytes.
             done.push(bytes);
@@ -212,21 +211,21 @@ impl Remote for Object {
     }
 }
 
-/// How large pieces are after one that took so long.
-fn piece_after(bytes: u64, took: Duration) -> u64 {
+/// The length of pieces after one that took so long.
+fn length_after(length: u64, took: Duration) -> u64 {
     match took {
-        _ if took < QUICK => (bytes * PIECE_STEP).min(PIECE_MAX),
-        _ if took > SLOW => (bytes / PIECE_STEP).max(PIECE_MIN),
-        _ => bytes,
+        _ if took < QUICK => (length * PIECE_STEP).min(PIECE_MAX),
+        _ if took > SLOW => (length / PIECE_STEP).max(PIECE_MIN),
+        _ => length,
     }
 }
 
 /// The bytes of a piece, and how long they took.
-type Timed = (Vec<u8>, Duration);
+type Piece = (Vec<u8>, Duration);
 
 /// Requests that end when nobody wants their answers any more.
 #[derive(Default)]
-struct UnderWay(VecDeque<JoinHandle<Outcome<Timed>>>);
+struct UnderWay(VecDeque<JoinHandle<Outcome<Piece>>>);
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
@@ -241,11 +240,11 @@ mod tests {
     #[test]
     fn pieces_are_as_large_as_they_come_soon() {
         let quick = Duration::from_millis(200);
-        assert_eq!(piece_after(PIECE_MIN, quick), 4 << 20);
-        assert_eq!(piece_after(4 << 20, quick), PIECE_MAX);
-        assert_eq!(piece_after(PIECE_MAX, quick), PIECE_MAX);
-        assert_eq!(piece_after(PIECE_MAX, Duration::from_secs(2)), PIECE_MAX);
-        assert_eq!(piece_after(PIECE_MAX, Duration::from_secs(4)), 4 << 20);
-        assert_eq!(piece_after(PIECE_MIN, Duration::from_secs(40)), PIECE_MIN);
+        assert_eq!(length_after(PIECE_MIN, quick), 4 << 20);
+        assert_eq!(length_after(4 << 20, quick), PIECE_MAX);
+        assert_eq!(length_after(PIECE_MAX, quick), PIECE_MAX);
+        assert_eq!(length_after(PIECE_MAX, Duration::from_secs(2)), PIECE_MAX);
+        assert_eq!(length_after(PIECE_MAX, Duration::from_secs(4)), 4 << 20);
+        assert_eq!(length_after(PIECE_MIN, Duration::from_secs(40)), PIECE_MIN);
     }
 }
