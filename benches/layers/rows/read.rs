@@ -20,6 +20,8 @@ use crate::sites::Peer;
 const LARGE: u64 = 1 << 30;
 /// Those who read at once.
 const READERS: usize = 16;
+/// Bytes of one call, as `cat` and `cp` read.
+const CALL: usize = 128 << 10;
 /// How often it is read again.
 const AGAIN: usize = 5;
 /// Memory that a first read takes: the pages of the mount and those of its cache.
@@ -106,7 +108,7 @@ fn copy(turn: &mut Turn<'_>, lab: &Lab, len: u64) -> Result<()> {
 fn read_all(path: &Path, len: u64) -> Result<Duration> {
     let start = Instant::now();
     let file = File::open(path)?;
-    let mut buffer = vec![0; MIB as usize];
+    let mut buffer = vec![0; CALL];
     let mut at = file.read_at(&mut buffer[..4096.min(len as usize)], 0)? as u64;
     let first = start.elapsed();
     loop {
