@@ -83,6 +83,8 @@ metrics! {
     QUEUED_BYTES = "depotfs_queued_bytes", Gauge, "Bytes in staging files that wait to be sealed.";
     UNSEALABLE = "depotfs_unsealable_files", Gauge, "Files whose bytes could not be sealed and were set aside or fail to open.";
     HASHED_BYTES = "depotfs_hashed_bytes_total", Counter, "Bytes read and hashed to name blobs or to verify them.";
+    READ_AHEAD = "depotfs_read_ahead_files_total", Counter, "Files expected to be read next, and made ready for it.";
+    READ_AHEAD_USED = "depotfs_read_ahead_used_total", Counter, "Those of them that were read.";
     // The cache, set when status is taken.
     CACHE_LIMIT = "depotfs_cache_limit_bytes", Gauge, "Room that the cache may take.";
     CACHE_USED = "depotfs_cache_used_bytes", Gauge, "Room that it takes, what arrives and what was evicted and is open included.";

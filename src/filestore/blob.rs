@@ -261,6 +261,11 @@ impl BlobFile {
     pub fn size(&self) -> u64 {
         self.size
     }
+
+    /// Whether it still has a name and as many bytes as when it was opened.
+    pub fn is_intact(&self) -> bool {
+        self.file.metadata().is_ok_and(|now| now.nlink() > 0 && now.len() == self.size)
+    }
 }
 
 impl AsFd for BlobFile {

@@ -219,9 +219,19 @@ impl Index {
         sql::list(&*self.view()?, dir, after, limit)
     }
 
+    /// At most `limit` entries of a directory whose names come after `after`, in the order of the bytes of the names.
+    pub fn list_by_name(&self, dir: Ino, after: &[u8], limit: usize) -> Result<Vec<Entry>> {
+        sql::list_by_name(&*self.view()?, dir, after, limit)
+    }
+
     /// One of the names of an inode: directory and name. `None` for the root and for orphans.
     pub fn parent(&self, ino: Ino) -> Result<Option<(Ino, Vec<u8>)>> {
         sql::parent(&*self.view()?, ino)
+    }
+
+    /// The same with where a listing of the directory resumes after it.
+    pub fn place(&self, ino: Ino) -> Result<Option<(Ino, Cookie, Vec<u8>)>> {
+        sql::place(&*self.view()?, ino)
     }
 
     /// All names of an inode: directory and name.

@@ -254,9 +254,22 @@ pub(super) fn list(c: &Connection, parent: Ino, after: Cookie, limit: usize) -> 
         ", d.cookie, d.name FROM dentry d JOIN inode i ON i.ino = d.ino \
          WHERE d.parent = $1 AND d.cookie > $2 ORDER BY d.cookie LIMIT $3"
     );
-    many(c, "list a directory", SQL, params![db(parent), db(after), db(limit as u64)], |r| {
-        Ok(Entry { inode: inode_row(r)?, cookie: unsigned(r, 13)?, name: r.get(14)? })
-    })
+    many(c, "list a directory", SQL, params![db(parent), db(after), db(limit as u64)], entry_row)
+}
+
+/// The same in the order of the names.
+pub(super) fn list_by_name(c: &Connection, parent: Ino, after: &[u8], limit: usize) -> Result<Vec<Entry>> {
+    const SQL: &str = concat!(
+        "SELECT ",
+        inode_columns!(),
+        ", d.cookie, d.name FROM dentry d JOIN inode i ON i.ino = d.ino \
+         WHERE d.parent = $1 AND d.name > $2 ORDER BY d.name LIMIT $3"
+    );
+    many(c, "list a directory by names", SQL, params![db(parent), after, db(limit as u64)], entry_row)
+}
+
+fn entry_row(r: &Row<'_>) -> rusqlite::Result<Entry> {
+    Ok(Entry { inode: inode_row(r)?, cookie: unsigned(r, 13)?, name: r.get(14)? })
 }
 
 /// Whether a directory has entries.
@@ -267,8 +280,15 @@ pub(super) fn has_entries(c: &Connection, parent: Ino) -> Result<bool> {
 
 /// One of the names of an inode: the one that was made first.
 pub(super) fn parent(c: &Connection, ino: Ino) -> Result<Option<(Ino, Vec<u8>)>> {
-    const SQL: &str = "SELECT parent, name FROM dentry WHERE ino = $1 ORDER BY cookie LIMIT 1";
-    one(c, "find a name of an inode", SQL, params![db(ino)], |r| Ok((unsigned(r, 0)?, r.get(1)?)))
+    Ok(place(c, ino)?.map(|(parent, _, name)| (parent, name)))
+}
+
+/// The same with its cookie.
+pub(super) fn place(c: &Connection, ino: Ino) -> Result<Option<(Ino, Cookie, Vec<u8>)>> {
+    const SQL: &str = "SELECT parent, cookie, name FROM dentry WHERE ino = $1 ORDER BY cookie LIMIT 1";
+    one(c, "find a name of an inode", SQL, params![db(ino)], |r| {
+        Ok((unsigned(r, 0)?, unsigned(r, 1)?, r.get(2)?))
+    })
 }
 
 /// All names of an inode.

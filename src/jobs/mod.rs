@@ -87,6 +87,10 @@ pub fn start(vfs: &Arc<Vfs>, balancer: &Arc<Balancer>) -> io::Result<Jobs> {
         let vfs = vfs.clone();
         workers.push(Worker::start(job.name, move |signal| rounds(job, &vfs, signal))?);
     }
+    let tree = Arc::clone(vfs);
+    let ahead = Worker::start("read-ahead", move |signal| read_ahead(&tree, signal))?;
+    vfs.ahead().wake_with(ahead.signal());
+    workers.push(ahead);
     if !read_only {
         let balancer = Arc::clone(balancer);
         workers.push(Worker::start("balance", move |signal| balancer.watch(signal))?);
@@ -102,6 +106,14 @@ fn rounds(job: &Job, vfs: &Vfs, signal: &Signal) {
         if !round.unwrap_or(false) && !signal.wait(job.period) {
             return;
         }
+    }
+}
+
+/// Sleeps until somebody reads.
+fn read_ahead(vfs: &Vfs, signal: &Signal) {
+    let mut quiet = Quiet::new("read-ahead");
+    while signal.wait(Duration::from_secs(3600)) {
+        quiet.hear(&vfs.read_ahead(&|| !signal.stopped()).map(|()| false), Instant::now());
     }
 }
 

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
 use nix::errno::Errno;
-use nix::fcntl::FallocateFlags;
+use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, posix_fadvise};
 use nix::sys::stat::futimens;
 use nix::sys::time::{TimeSpec, TimeValLike};
 use nix::unistd::{Whence, lseek};
@@ -24,6 +24,11 @@ pub fn seek(file: impl AsFd, offset: u64, hole: bool) -> io::Result<Option<u64>>
         Err(Errno::ENXIO) => Ok(None),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Has the kernel read a range of a file into its page cache; waits for none of it.
+pub fn will_need(file: impl AsFd, offset: u64, length: u64) -> io::Result<()> {
+    Ok(posix_fadvise(file, offset as i64, length as i64, PosixFadviseAdvice::POSIX_FADV_WILLNEED)?)
 }
 
 /// What fallocate(2) does to a range.

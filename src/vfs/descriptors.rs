@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 
 use crate::change::StagingName;
 use crate::checksum::Checksum;
-use crate::filestore::{Blob, StagingReader, StagingWriter};
+use crate::filestore::{Blob, BlobFile, StagingReader, StagingWriter};
 use crate::sys::content as sys;
 use crate::sys::file::copy_range_over;
 use crate::vfs::node::Source;
@@ -37,6 +37,14 @@ impl Reader {
         match self {
             Reader::Blob(blob) => blob.read_at(buffer, offset),
             Reader::Staging(staging) => staging.read_at(buffer, offset),
+        }
+    }
+
+    /// The blob, if it is one.
+    pub fn blob(&self) -> Option<&Blob> {
+        match self {
+            Reader::Blob(blob) => Some(blob),
+            Reader::Staging(_) => None,
         }
     }
 
@@ -69,13 +77,22 @@ impl Reader {
     }
 }
 
+/// A reader that is kept open.
+#[derive(Debug)]
+struct Kept {
+    reader: Arc<Reader>,
+    used: Instant,
+    /// It was opened for somebody who has not come yet.
+    early: bool,
+}
+
 /// The cache.
 #[derive(Debug)]
 pub struct Descriptors {
     /// How often something was forgotten; moves under the lock of the readers.
     forgotten: AtomicU64,
-    /// Each with its last use, the latest first.
-    readers: Mutex<LruCache<Source, (Arc<Reader>, Instant)>>,
+    /// The latest used first.
+    readers: Mutex<LruCache<Source, Kept>>,
     writers: Mutex<LruCache<StagingName, Arc<StagingWriter>>>,
     /// How often one of them was closed; moves under their lock.
     closed: AtomicU64,
@@ -100,18 +117,59 @@ impl Descriptors {
         source: Source,
         open: impl FnOnce() -> Result<Reader, E>,
     ) -> Result<Arc<Reader>, E> {
-        if let Some((reader, used)) = self.readers.lock().get_mut(&source) {
-            *used = Instant::now();
-            return Ok(reader.clone());
+        if let Some(kept) = self.readers.lock().get_mut(&source) {
+            (kept.used, kept.early) = (Instant::now(), false);
+            return Ok(kept.reader.clone());
         }
+        self.keep(source, open, false)
+    }
+
+    /// The same for an open(2), which is told when the blob is lost or cut: it is opened anew, unless that was just done for it.
+    pub fn reader_anew<E>(
+        &self,
+        source: Source,
+        open: impl FnOnce() -> Result<Reader, E>,
+    ) -> Result<Arc<Reader>, E> {
+        let early = self.readers.lock().get_mut(&source).and_then(|kept| {
+            kept.used = Instant::now();
+            std::mem::take(&mut kept.early).then(|| kept.reader.clone())
+        });
+        match early.filter(|reader| reader.blob().and_then(Blob::local).is_some_and(BlobFile::is_intact)) {
+            Some(reader) => Ok(reader),
+            None => self.keep(source, open, false),
+        }
+    }
+
+    /// The same for an open that is expected.
+    pub fn reader_early<E>(
+        &self,
+        source: Source,
+        open: impl FnOnce() -> Result<Reader, E>,
+    ) -> Result<Arc<Reader>, E> {
+        if let Some(kept) = self.readers.lock().get_mut(&source) {
+            kept.used = Instant::now();
+            return Ok(kept.reader.clone());
+        }
+        self.keep(source, open, true)
+    }
+
+    fn keep<E>(
+        &self,
+        source: Source,
+        open: impl FnOnce() -> Result<Reader, E>,
+        early: bool,
+    ) -> Result<Arc<Reader>, E> {
         let before = self.forgotten.load(Ordering::Acquire);
         // Not locked: an opening may have to wait for a disk that is away.
         let reader = Arc::new(open()?);
         let mut readers = self.readers.lock();
         // What was forgotten meanwhile does not come back.
-        if self.forgotten.load(Ordering::Acquire) == before {
-            readers.put(source, (reader.clone(), Instant::now()));
-        }
+        let current = self.forgotten.load(Ordering::Acquire) == before;
+        let kept = || Kept { reader: reader.clone(), used: Instant::now(), early };
+        let other = current.then(|| readers.push(source, kept())).flatten();
+        // A close may have to wait as well.
+        drop(readers);
+        drop(other);
         Ok(reader)
     }
 
@@ -153,7 +211,7 @@ impl Descriptors {
         loop {
             // Closed without the lock: the last reader of a blob may have work to do.
             let mut readers = self.readers.lock();
-            let idle = readers.peek_lru().is_some_and(|(_, (_, used))| used.elapsed() >= IDLE);
+            let idle = readers.peek_lru().is_some_and(|(_, kept)| kept.used.elapsed() >= IDLE);
             let Some(reader) = idle.then(|| readers.pop_lru()).flatten() else { return };
             drop(readers);
             drop(reader);
@@ -167,7 +225,7 @@ impl Descriptors {
         }
         let mut readers = self.readers.lock();
         let found =
-            readers.iter().find(|(_, (known, _))| Arc::ptr_eq(known, reader)).map(|(source, _)| *source);
+            readers.iter().find(|(_, kept)| Arc::ptr_eq(&kept.reader, reader)).map(|(source, _)| *source);
         let failed = found.and_then(|source| readers.pop(&source));
         drop(readers);
         drop(failed);

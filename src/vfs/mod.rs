@@ -4,6 +4,7 @@
 //! -> Sealed. `stage` and `open` make a file Dirty, `seal` brings it back; [`node`] holds what is between.
 
 pub mod acl;
+pub mod ahead;
 pub mod attr;
 pub mod caller;
 pub mod checksums;
@@ -43,6 +44,7 @@ use crate::clock;
 use crate::crowd::Crowd;
 use crate::filestore::Filestore;
 use crate::index::{Index, Seq};
+use crate::vfs::ahead::Ahead;
 use crate::vfs::checksums::Undigestible;
 use crate::vfs::copiers::Copiers;
 use crate::vfs::descriptors::Descriptors;
@@ -213,6 +215,7 @@ pub struct Vfs {
     /// Things of the recovery at start that an operator should know.
     reports: Mutex<Vec<String>>,
     copiers: Copiers,
+    ahead: Ahead,
     undigested: Mutex<std::collections::VecDeque<Checksum>>,
     /// Blobs whose digests could not be computed.
     undigestible: Mutex<Undigestible>,
@@ -263,6 +266,7 @@ impl Vfs {
             promised: Mutex::default(),
             reports: Mutex::default(),
             copiers: Copiers::default(),
+            ahead: Ahead::default(),
             undigested: Mutex::default(),
             undigestible: Mutex::default(),
             store,
@@ -278,6 +282,11 @@ impl Vfs {
     /// The filestore below.
     pub fn store(&self) -> &Filestore {
         &self.store
+    }
+
+    /// Who reads what is going to be read next.
+    pub fn ahead(&self) -> &Ahead {
+        &self.ahead
     }
 
     /// How this mount behaves.

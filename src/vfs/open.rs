@@ -100,6 +100,9 @@ impl Vfs {
         };
         let opened = self.past_latches(|| self.open_with(caller, ino, access, register, &mut prepared));
         self.drop_prepared(prepared);
+        if !changes && opened.is_ok() {
+            self.ahead.was_opened(ino);
+        }
         opened
     }
 

@@ -34,9 +34,14 @@ impl Vfs {
     /// [`Opened`](super::open::Opened) says.
     pub fn read(&self, ino: Ino, alterations: u64, offset: u64, buffer: &mut [u8]) -> Result<usize> {
         self.refuse_doubtful(ino, alterations)?;
+        let mut of_file = false;
         let read = self.with_reader(ino, |reader| {
+            of_file = matches!(reader, Reader::Blob(Blob::Local(_)));
             reader.read_at(buffer, offset).map_err(Error::io(format!("read inode {ino} at {offset}")))
         })?;
+        if of_file && offset == 0 && self.reads_ahead() {
+            self.ahead.was_read(ino);
+        }
         // It may have been found out meanwhile, and these bytes be those of another try.
         self.refuse_doubtful(ino, alterations)?;
         Ok(read)
@@ -102,7 +107,8 @@ impl Vfs {
             }
             let _gate = self.blob_reads.read();
             if self.hand_overs.load(Ordering::Acquire) == before {
-                return act(&reader);
+                // Who tries again may get another copy.
+                return act(&reader).inspect_err(|_| self.descriptors.forget_failed(&reader));
             }
         }
     }

@@ -97,14 +97,25 @@ impl Vfs {
                 None => return Ok(None),
             },
         };
+        let good = |blob: &Blob| {
+            if !self.damaged.lock().is_empty() {
+                self.damaged.lock().remove(sum);
+            }
+            if verified { Ok(()) } else { self.verify_at_open(inode, sum, blob) }
+        };
+        let by_daemon = !self.passthrough_serves(inode.size);
+        if by_daemon && self.reads_ahead() {
+            // It is read in a moment, from this very file: another copy would have to come from its disk as well.
+            let source = Source::Blob(*sum);
+            let opened = self.descriptors.reader_anew(source, || self.open_source(source, inode.size));
+            let reader = opened.inspect_err(|error| self.damaged(sum, error))?;
+            let checked = reader.blob().map_or(Ok(()), good);
+            // The next one may get another copy.
+            return checked.inspect_err(|_| self.descriptors.forget_failed(&reader)).map(|()| None);
+        }
         let blob = self.store.open_blob(sum, inode.size).inspect_err(|error| self.damaged(sum, error))?;
-        if !self.damaged.lock().is_empty() {
-            self.damaged.lock().remove(sum);
-        }
-        if !verified {
-            self.verify_at_open(inode, sum, &blob)?;
-        }
-        if !self.passthrough() || inode.size < PASSTHROUGH_BYTES_MIN || !self.may_own(&latch, inode.ino)? {
+        good(&blob)?;
+        if by_daemon || !self.may_own(&latch, inode.ino)? {
             return Ok(None);
         }
         let known = match self.owned_file(&latch, inode.ino) {
@@ -124,6 +135,11 @@ impl Vfs {
         }
         drop(latch);
         Ok(token.map(|token| Backing { token, source: Source::Blob(*sum), file_id, owns: Some(*sum) }))
+    }
+
+    /// Whether the kernel reads clean files of this size by itself.
+    pub(super) fn passthrough_serves(&self, size: u64) -> bool {
+        self.passthrough() && size >= PASSTHROUGH_BYTES_MIN
     }
 
     /// Finds out whether the kernel takes files of the filestore for passthrough at all.

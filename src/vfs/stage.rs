@@ -386,6 +386,7 @@ impl Vfs {
             let latch = self.latch_with_node(&sum)?;
             // Under the latch, as another file may have been put there meanwhile.
             if self.take_back(&latch, name)? {
+                self.change_hands(&sum, stat.file_id);
                 return Ok(());
             }
             let other = self.owners.lock().get(&sum).is_some_and(|owner| owner.ino != inode.ino);

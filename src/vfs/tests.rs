@@ -24,6 +24,7 @@ use crate::change::{FIRST_INO, Kind};
 use crate::filestore;
 use crate::index::Init;
 
+mod ahead;
 mod far;
 mod upkeep;
 

@@ -53,6 +53,7 @@ mod powercut;
 mod privileges;
 mod programs;
 mod races;
+mod read_ahead;
 mod rechain;
 mod reload;
 mod rename;

@@ -39,6 +39,26 @@ fn pages_are_stable_under_changes() {
 }
 
 #[test]
+fn names_in_their_order_and_where_they_are() {
+    let d = Depot::new();
+    let repo = d.dir(ROOT, "repo");
+    let inos = ["b", "a", "c"].map(|name| d.file(repo, name));
+    let names = |after: &[u8], limit| {
+        let page = d.index.list_by_name(repo, after, limit).unwrap();
+        page.into_iter().map(|entry| (entry.name, entry.inode.ino)).collect::<Vec<_>>()
+    };
+    let [b, a, c] = [(b"b".to_vec(), inos[0]), (b"a".to_vec(), inos[1]), (b"c".to_vec(), inos[2])];
+    assert_eq!(names(b"", 9), [a.clone(), b.clone(), c.clone()]);
+    assert_eq!((names(b"a", 1), names(b"aa", 9), names(b"c", 9)), (vec![b.clone()], vec![b, c], vec![]));
+    for entry in d.index.list(repo, 0, 9).unwrap() {
+        let place = d.index.place(entry.inode.ino).unwrap();
+        assert_eq!(place, Some((repo, entry.cookie, entry.name)));
+    }
+    assert_eq!((d.index.place(ROOT).unwrap(), d.index.place(999).unwrap()), (None, None));
+    assert_eq!(a.1, d.index.lookup(repo, b"a").unwrap().unwrap().ino);
+}
+
+#[test]
 fn a_page_of_a_large_directory_costs_what_it_returns() {
     let d = Depot::new();
     let repo = d.dir(ROOT, "repo");
@@ -101,6 +121,8 @@ fn no_statement_of_the_served_tree_sorts_or_scans() {
     let x = &d.index;
     x.lookup(repo, b"f").unwrap();
     x.list(repo, 0, 1).unwrap();
+    x.list_by_name(repo, b"", 1).unwrap();
+    x.place(f).unwrap();
     x.path(f).unwrap();
     x.resolve(b"repo/f").unwrap();
     x.repository(f).unwrap();

@@ -304,9 +304,14 @@ impl Depot {
         if self.mode.is_database() {
             return self.store().join("blobs.db");
         }
+        let copies = self.copies(sum);
+        copies.into_iter().next().unwrap_or_else(|| self.places()[0].join(&sum[..2]).join(sum))
+    }
+
+    /// The same of every copy.
+    pub fn copies(&self, sum: &str) -> Vec<PathBuf> {
         let paths = self.places().into_iter().map(|store| store.join(&sum[..2]).join(sum));
-        let paths: Vec<PathBuf> = paths.collect();
-        paths.iter().find(|path| path.exists()).unwrap_or(&paths[0]).clone()
+        paths.filter(|path| path.exists()).collect()
     }
 
     /// Every blob in the filestore but the empty one, in order.
