@@ -63,6 +63,8 @@ pub const GOALS: &[Goal] = goals! {
     "second read of 1 GiB": ahead Mount;
     "16 first readers of 1 GiB": within_of Depotfs, "first read of 1 GiB", 1.2;
     "16 first readers of 1 GiB": ahead Mount;
+    "16 first readers of 1 GiB at 250 MB/s": within_of Depotfs, "first read of 1 GiB at 250 MB/s", 1.2;
+    "16 first readers of 1 GiB at 250 MB/s": ahead Mount;
     // Heads of answers are counted too.
     "times that each byte left the server, 16 first readers": small 1.01;
     "last 4 KiB of 2 GiB": within Get, 3.0;

@@ -46,6 +46,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 
 use course::{Course, Run};
+use meter::KeptMemory;
 use results::Results;
 use rows::ROWS;
 use sites::Peer;
@@ -95,6 +96,7 @@ fn main() -> Result<()> {
         signal_hook::flag::register(signal, stopped.clone())?;
     }
     sys::raise_open_files()?;
+    let _memory = KeptMemory::new();
     let parent = args.dir.clone().unwrap_or_else(std::env::temp_dir);
     let scratch = tempfile::Builder::new().prefix("depotfs-layers-").tempdir_in(parent)?;
     let run = Run {

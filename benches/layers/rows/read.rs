@@ -1,4 +1,5 @@
-//! A large object that the cache does not have: read by one, read again, read by many at once.
+//! A large object that the cache does not have: read by one, read again, read by many at once; over a network of a given speed as
+//! well, where it is not the processors that everybody waits for.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -26,6 +27,12 @@ const CALL: usize = 128 << 10;
 const AGAIN: usize = 5;
 /// Memory that a first read takes: the pages of the mount and those of its cache.
 const PLACES: u64 = 2;
+/// Bytes a second of that network: 2 Gbit/s.
+const NETWORK: u64 = 250_000_000;
+/// What a first read is called, and that of many.
+type Names = [&'static str; 2];
+const ON_LOOPBACK: Names = ["first read of 1 GiB", "16 first readers of 1 GiB"];
+const ON_NETWORK: Names = ["first read of 1 GiB at 250 MB/s", "16 first readers of 1 GiB at 250 MB/s"];
 /// The object of the peers.
 const KEY: &str = "peers/large";
 
@@ -62,26 +69,43 @@ pub fn read(course: &mut Course<'_>) -> Result<()> {
         course.turn(Peer::Depotfs, |turn| {
             let depot = need(&depot)?;
             let (path, client) = (depot.repository().join("large"), Client::Daemon(depot));
-            depot.forget()?;
-            lab.warm()?;
-            first(turn, &lab, &path, len, client)?;
+            let forget = || depot.forget().and_then(|()| lab.warm());
+            forget()?;
+            first(turn, &lab, &path, len, client, ON_LOOPBACK)?;
             again(turn, &path, len, client)?;
-            depot.forget()?;
-            lab.warm()?;
-            many(turn, &lab, &path, len, client)
+            forget()?;
+            many(turn, &lab, &path, len, client, ON_LOOPBACK)?;
+            forget()?;
+            lab.proxy.limit(NETWORK);
+            first(turn, &lab, &path, len, client, ON_NETWORK)?;
+            lab.proxy.limit(0);
+            forget()?;
+            lab.proxy.limit(NETWORK);
+            many(turn, &lab, &path, len, client, ON_NETWORK)?;
+            lab.proxy.limit(0);
+            Ok(())
         })?;
         course.turn(Peer::Mount, |turn| {
             let mount = mount.as_mut().context("it was not set up")?;
             let path = mount.dir().join(KEY);
-            mount.forget()?;
-            lab.warm()?;
-            let client = Client::Process(mount.pid().context("no process")?);
-            first(turn, &lab, &path, len, client)?;
+            let mut forget = || {
+                mount.forget()?;
+                lab.warm()?;
+                Ok::<_, anyhow::Error>(Client::Process(mount.pid().context("no process")?))
+            };
+            let client = forget()?;
+            first(turn, &lab, &path, len, client, ON_LOOPBACK)?;
             again(turn, &path, len, client)?;
-            mount.forget()?;
-            lab.warm()?;
-            let client = Client::Process(mount.pid().context("no process")?);
-            many(turn, &lab, &path, len, client)
+            many(turn, &lab, &path, len, forget()?, ON_LOOPBACK)?;
+            let client = forget()?;
+            lab.proxy.limit(NETWORK);
+            first(turn, &lab, &path, len, client, ON_NETWORK)?;
+            lab.proxy.limit(0);
+            let client = forget()?;
+            lab.proxy.limit(NETWORK);
+            many(turn, &lab, &path, len, client, ON_NETWORK)?;
+            lab.proxy.limit(0);
+            Ok(())
         })?;
     }
     Ok(())
@@ -122,14 +146,23 @@ fn read_all(path: &Path, len: u64) -> Result<Duration> {
 }
 
 /// The first read: its first bytes, and all of them. Fails when the far side was not asked for all of them.
-fn first(turn: &mut Turn<'_>, lab: &Lab, path: &Path, len: u64, client: Client<'_>) -> Result<()> {
+fn first(
+    turn: &mut Turn<'_>,
+    lab: &Lab,
+    path: &Path,
+    len: u64,
+    client: Client<'_>,
+    names: Names,
+) -> Result<()> {
     touch_memory(PLACES * len);
-    let first = turn.measure("first read of 1 GiB", far(client, lab), || {
+    let first = turn.measure(names[0], far(client, lab), || {
         let first = read_all(path, len)?;
         ensure!(lab.passed().0 >= len, "a first read that the server did not serve");
         Ok(first)
     })?;
-    turn.seconds("first byte of 1 GiB", first.as_secs_f64());
+    if names == ON_LOOPBACK {
+        turn.seconds("first byte of 1 GiB", first.as_secs_f64());
+    }
     Ok(())
 }
 
@@ -143,9 +176,16 @@ fn again(turn: &mut Turn<'_>, path: &Path, len: u64, client: Client<'_>) -> Resu
 }
 
 /// Many first readers, who begin at once.
-fn many(turn: &mut Turn<'_>, lab: &Lab, path: &Path, len: u64, client: Client<'_>) -> Result<()> {
+fn many(
+    turn: &mut Turn<'_>,
+    lab: &Lab,
+    path: &Path,
+    len: u64,
+    client: Client<'_>,
+    names: Names,
+) -> Result<()> {
     touch_memory(PLACES * len);
-    turn.measure("16 first readers of 1 GiB", far(client, lab), || {
+    turn.measure(names[1], far(client, lab), || {
         let barrier = Barrier::new(READERS);
         thread::scope(|scope| {
             let read = || {
@@ -160,6 +200,9 @@ fn many(turn: &mut Turn<'_>, lab: &Lab, path: &Path, len: u64, client: Client<'_
         Ok(())
     })?;
     let left = lab.passed().0;
+    if names == ON_NETWORK {
+        return Ok(());
+    }
     turn.count("times that each byte left the server, 16 first readers", left as f64 / len as f64);
     Ok(())
 }

@@ -8,7 +8,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// More than any head of a request has.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
@@ -45,6 +45,10 @@ pub struct Proxy {
 struct Shared {
     upstream: AtomicU64,
     delay_micros: AtomicU64,
+    /// Bytes of answers a second, of all connections together; 0: as fast as they come.
+    rate: AtomicU64,
+    /// When the next of them may pass.
+    room_at: Mutex<Option<Instant>>,
     stalled: AtomicBool,
     refusing: AtomicBool,
     ended: AtomicBool,
@@ -89,6 +93,11 @@ impl Proxy {
     /// Holds each request back for so long before it goes on.
     pub fn delay(&self, delay: Duration) {
         self.shared.delay_micros.store(delay.as_micros() as u64, Ordering::SeqCst);
+    }
+
+    /// Lets so many bytes of answers pass a second, of all connections together.
+    pub fn limit(&self, bytes_per_second: u64) {
+        self.shared.rate.store(bytes_per_second, Ordering::SeqCst);
     }
 
     /// Lets nothing pass in either direction, without closing anything, or lets all of it go on.
@@ -185,6 +194,22 @@ impl Shared {
         Ok(())
     }
 
+    /// Waits until so many bytes of an answer have room on the line.
+    fn wait_for_room(&self, bytes: usize) {
+        let rate = self.rate.load(Ordering::SeqCst);
+        if rate == 0 {
+            return;
+        }
+        let now = Instant::now();
+        let at = {
+            let mut room_at = locked(&self.room_at);
+            let at = room_at.map_or(now, |at| at.max(now));
+            *room_at = Some(at + Duration::from_nanos(bytes as u64 * 1_000_000_000 / rate));
+            at
+        };
+        thread::sleep(at - now);
+    }
+
     fn wait_while_stalled(&self) {
         while self.stalled.load(Ordering::SeqCst) && !self.ended.load(Ordering::SeqCst) {
             thread::sleep(Duration::from_millis(5));
@@ -246,6 +271,7 @@ impl Shared {
                 return to.shutdown(Shutdown::Write);
             }
             self.wait_while_stalled();
+            self.wait_for_room(read);
             locked(current).fetch_add(read as u64, Ordering::SeqCst);
             let left = self.cut_after.load(Ordering::SeqCst);
             if left != u64::MAX {
