@@ -52,7 +52,7 @@ stop: ## unmount what make run mounted
 test: setup ## set up, then everything: format, lints, unit, integration, tidy and conformance tests
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets --locked -- -D warnings
-	PATH="$(TOOLS)/bin:$$PATH" $(CARGO) test --locked
+	PATH="$(TOOLS)/bin:$$PATH" $(CARGO) test --locked -- --test-threads 4
 
 test-slow: setup ## the tests that take hours, thousands of power cuts among them
 	PATH="$(TOOLS)/bin:$$PATH" $(CARGO) test --locked --test it -- --ignored --nocapture
