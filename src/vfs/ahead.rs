@@ -39,7 +39,9 @@ const READY_FOR: Duration = Duration::from_secs(5);
 const MISSED_MAX: usize = 64;
 /// After so many files in a directory without an order it is not looked at again for 2, then 6, 14 and so on, in the end 254.
 const FAILURES_MAX: u32 = 8;
-/// After so many files in a row that were not ready, in whatever directories, only two of 4 are looked at, then of 16, in the
+/// After so many files in a row that were not ready it is not known any more in which order somebody reads.
+const LATELY: u32 = 4;
+/// After so many of them, in whatever directories, only two of 4 are looked at, then of 16, in the
 /// end of 64.
 const UNLUCKY: u32 = 64;
 
@@ -80,8 +82,10 @@ impl Ready {
 struct Course {
     /// The file read last, as far as is known.
     last: Place,
-    /// The last one made ready, and the order; `None`: nobody knows what comes next.
-    next: Option<(Place, Order)>,
+    /// The last one made ready; `None`: nobody knows what comes next.
+    next: Option<Place>,
+    /// The order, once there is one.
+    order: Option<Order>,
     /// Files made ready the last time.
     window: usize,
     /// Files made ready and not read.
@@ -89,18 +93,33 @@ struct Course {
     /// How often in a row nothing was known, or what was known was wrong; and how many files are let pass for that.
     failures: u32,
     skip: u32,
+    /// When something was last read there, or made ready.
+    since: Instant,
 }
 
 impl Course {
     fn new(last: Place) -> Course {
-        Course { last, next: None, window: 0, unread: 0, failures: 0, skip: 0 }
+        Course {
+            last,
+            next: None,
+            order: None,
+            window: 0,
+            unread: 0,
+            failures: 0,
+            skip: 0,
+            since: Instant::now(),
+        }
+    }
+
+    fn is_fresh(&self) -> bool {
+        self.since.elapsed() < READY_FOR
     }
 
     /// Who reads without any order is soon left alone.
     fn fail(&mut self) {
         self.failures = (self.failures + 1).min(FAILURES_MAX);
         self.skip = (1 << self.failures) - 2;
-        (self.next, self.window, self.unread) = (None, 0, 0);
+        (self.next, self.order, self.window, self.unread) = (None, None, 0, 0);
     }
 }
 
@@ -128,6 +147,8 @@ struct State {
     courses: LruCache<Ino, Course>,
     /// Files in a row that were read and not ready.
     unlucky: u32,
+    /// The order in which somebody reads just now.
+    lately: Option<Order>,
 }
 
 impl Default for Ahead {
@@ -139,6 +160,7 @@ impl Default for Ahead {
             ready: LruCache::new(bound(READY_MAX)),
             courses: LruCache::new(bound(COURSES_MAX)),
             unlucky: 0,
+            lately: None,
         };
         Ahead { state: Mutex::new(state), thread: OnceLock::new() }
     }
@@ -185,12 +207,13 @@ impl State {
             return wanted;
         }
         self.unlucky = self.unlucky.saturating_add(1);
+        self.lately = self.lately.filter(|_| self.unlucky <= LATELY);
         let one_of = 1 << (2 * (self.unlucky / UNLUCKY).min(3));
         if self.unlucky % one_of < 2 && self.missed.len() < MISSED_MAX {
             self.missed.push_back(ino);
         }
         // One alone is not the second of an order.
-        self.missed.len() > 1
+        self.missed.len() > 1 || self.lately.is_some()
     }
 
     fn is_ready(&self, ino: Ino) -> bool {
@@ -212,8 +235,9 @@ impl State {
     fn goes_on(&mut self, place: Place) -> bool {
         let dir = place.dir;
         let Some(course) = self.courses.get_mut(&dir) else { return false };
-        course.failures = 0;
+        (course.failures, course.since) = (0, Instant::now());
         course.last = place;
+        self.lately = course.order.or(self.lately);
         course.unread = course.unread.saturating_sub(1);
         let more = course.next.is_some() && course.unread <= course.window / 2 && !self.more.contains(&dir);
         if more {
@@ -264,7 +288,7 @@ impl Vfs {
     /// A file was read that nobody expected: perhaps it tells in which order its directory is read.
     fn look_for_order(&self, ino: Ino, go_on: GoOn<'_>) -> Result<()> {
         let Some(place) = self.place(ino)? else { return Ok(()) };
-        let last = {
+        let (last, lately) = {
             let mut state = self.ahead.state.lock();
             if state.is_ready(ino) {
                 // The order was known before this one was looked at.
@@ -272,13 +296,16 @@ impl Vfs {
                 state.goes_on(place);
                 return Ok(());
             }
-            let Some(course) = state.courses.get_mut(&place.dir) else {
-                state.courses.put(place.dir, Course::new(place));
-                return Ok(());
-            };
-            if course.last == place {
+            let lately = state.lately;
+            let course = state.courses.get_or_insert_mut(place.dir, || Course::new(place.clone()));
+            if !course.is_fresh() {
+                *course = Course::new(place.clone());
+            }
+            // The first one in the directory, or the same one again.
+            if course.last == place && lately.is_none() {
                 return Ok(());
             }
+            course.since = Instant::now();
             let last = std::mem::replace(&mut course.last, place.clone());
             if course.unread > course.window / 2 {
                 course.fail();
@@ -287,12 +314,15 @@ impl Vfs {
                 course.skip -= 1;
                 return Ok(());
             }
-            last
+            (last, lately)
         };
         for order in [Order::Listing, Order::Names] {
             if self.following(&last, order, NEAR)?.iter().any(|entry| entry.inode.ino == ino) {
                 return self.make_ready(place, order, WINDOW_MIN, go_on);
             }
+        }
+        if let Some(order) = lately {
+            return self.make_ready(place, order, WINDOW_MIN, go_on);
         }
         self.ahead.state.lock().courses.get_mut(&place.dir).into_iter().for_each(Course::fail);
         Ok(())
@@ -302,7 +332,7 @@ impl Vfs {
         let (from, order, window) = {
             let mut state = self.ahead.state.lock();
             let Some(course) = state.courses.get_mut(&dir) else { return Ok(()) };
-            let Some((from, order)) = course.next.clone() else { return Ok(()) };
+            let (Some(from), Some(order)) = (course.next.clone(), course.order) else { return Ok(()) };
             (from, order, (course.window * 2).clamp(WINDOW_MIN, WINDOW_MAX))
         };
         self.make_ready(from, order, window, go_on)
@@ -327,8 +357,8 @@ impl Vfs {
             return Ok(());
         };
         let begin = Place { dir: next.inode.ino, cookie: 0, name: Vec::new() };
-        // Somebody may be there already.
-        if self.ahead.state.lock().courses.peek(&begin.dir).is_some_and(|course| course.unread > 0) {
+        // Somebody may be there already, or come from there.
+        if self.ahead.state.lock().courses.peek(&begin.dir).is_some_and(Course::is_fresh) {
             return Ok(());
         }
         let entries = self.following(&begin, order, WINDOW_MIN)?;
@@ -344,10 +374,10 @@ impl Vfs {
             let dir = from.dir;
             let since = Instant::now();
             let course = courses.get_or_insert_mut(dir, || Course::new(from.clone()));
-            course.next = Some((from, order));
+            (course.next, course.order) = (Some(from), Some(order));
             for Entry { cookie, name, inode } in entries {
                 let place = Place { dir, cookie, name };
-                course.next = Some((place.clone(), order));
+                course.next = Some(place.clone());
                 let Some(sum) = inode.checksum.filter(|_| inode.kind == Kind::File && inode.size > 0) else {
                     continue;
                 };
@@ -357,6 +387,7 @@ impl Vfs {
                 }
             }
             metrics::READ_AHEAD.add(files.len() as u64);
+            course.since = since;
             course.window = files.len();
             course.unread += files.len();
         }

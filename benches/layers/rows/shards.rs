@@ -98,7 +98,9 @@ pub fn shards(course: &mut Course<'_>) -> Result<()> {
                 for _ in 0..AGAIN {
                     turn.measure("find -ls, second", near(depot), || find(&tree))?;
                 }
-                let paths = lab::files(&tree)?;
+                // In the order of the names, as `rsync` and `make` go.
+                let mut paths = lab::files(&tree)?;
+                paths.sort();
                 ensure!(paths.len() as u64 == count, "{} of {count} files were found", paths.len());
                 depot.remount()?;
                 let mut buffer = vec![0; 64 * 1024];

@@ -121,6 +121,27 @@ fn at_the_end_of_a_directory_the_next_one_is_begun() {
 }
 
 #[test]
+fn who_reads_in_an_order_is_expected_to_do_so_in_any_directory() {
+    let (_dir, vfs) = tree(false);
+    let five = || (0..5).map(|i| format!("file-{i}"));
+    let [first, second, third] = ["a", "b", "c"].map(|dir| files(&vfs, dir, five()));
+    for ino in &third {
+        read(&vfs, *ino);
+    }
+    assert_eq!(read(&vfs, second[0]), set(&second[1..]), "and not what was read before");
+    for ino in &second[1..] {
+        read(&vfs, *ino);
+    }
+    assert_eq!(read(&vfs, first[0]), set(&first[1..]));
+    // Some without luck, and two are needed again.
+    let others = files(&vfs, "d", (0..60).map(|i| format!("{i:02}")));
+    (0..6).for_each(|i| drop(read(&vfs, others[50 - 10 * i])));
+    let last = files(&vfs, "e", five());
+    assert!(read(&vfs, last[0]).is_disjoint(&set(&last)));
+    assert!(read(&vfs, last[1]).is_superset(&set(&last[2..])));
+}
+
+#[test]
 fn a_file_that_the_kernel_has_is_read_in_its_order_too() {
     let (_dir, vfs) = tree(false);
     let [inos, _] = sixty(&vfs);
