@@ -16,6 +16,7 @@
 mod advice;
 mod arrival;
 mod core;
+mod eviction;
 mod fill;
 mod filling;
 mod ledger;
