@@ -18,7 +18,7 @@ use crate::sys;
 const LARGE: u64 = 1 << 30;
 /// How often a turn reads it with nothing cached, and with all of it.
 const COLD: usize = 3;
-const AGAIN: usize = 5;
+const AGAIN: usize = 15;
 /// Number of the small ones.
 const FILES: u64 = 5_000;
 
