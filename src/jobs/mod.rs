@@ -26,10 +26,12 @@ struct Job {
     on_read_only: bool,
     /// A round; true when it found work and there may be more.
     round: fn(&Vfs, GoOn<'_>) -> Result<bool>,
+    /// Gets what begins a round before its time.
+    wake: fn(&Vfs, Arc<Signal>),
 }
 
 const fn job(name: &'static str, period_ms: u64, round: fn(&Vfs, GoOn<'_>) -> Result<bool>) -> Job {
-    Job { name, period: Duration::from_millis(period_ms), on_read_only: false, round }
+    Job { name, period: Duration::from_millis(period_ms), on_read_only: false, round, wake: |_, _| {} }
 }
 
 /// The table.
@@ -39,6 +41,11 @@ const JOBS: &[Job] = &[
     job("reap", 500, |vfs, _| vfs.reap().map(|_| false)),
     Job { on_read_only: true, ..job("owners", 500, |vfs, _| vfs.sweep_owners().map(|()| false)) },
     Job { on_read_only: true, ..job("idle", 1_000, close_idle) },
+    Job {
+        on_read_only: true,
+        wake: |vfs, signal| vfs.ahead().wake_with(signal),
+        ..job("read-ahead", 3_600_000, |vfs, go_on| vfs.read_ahead(go_on).map(|()| false))
+    },
     job("reclaim", 10_000, reclaim),
     job("atime", 30_000, |vfs, _| vfs.write_atimes().map(|()| false)),
     job("digest", 5_000, |vfs, go_on| vfs.publish_some_digests(go_on)),
@@ -84,13 +91,11 @@ pub fn start(vfs: &Arc<Vfs>, balancer: &Arc<Balancer>) -> io::Result<Jobs> {
     let read_only = vfs.options().read_only;
     let mut workers = Vec::with_capacity(JOBS.len());
     for job in JOBS.iter().filter(|job| job.on_read_only || !read_only) {
-        let vfs = vfs.clone();
-        workers.push(Worker::start(job.name, move |signal| rounds(job, &vfs, signal))?);
+        let tree = vfs.clone();
+        let worker = Worker::start(job.name, move |signal| rounds(job, &tree, signal))?;
+        (job.wake)(vfs, worker.signal());
+        workers.push(worker);
     }
-    let tree = Arc::clone(vfs);
-    let ahead = Worker::start("read-ahead", move |signal| read_ahead(&tree, signal))?;
-    vfs.ahead().wake_with(ahead.signal());
-    workers.push(ahead);
     if !read_only {
         let balancer = Arc::clone(balancer);
         workers.push(Worker::start("balance", move |signal| balancer.watch(signal))?);
@@ -106,14 +111,6 @@ fn rounds(job: &Job, vfs: &Vfs, signal: &Signal) {
         if !round.unwrap_or(false) && !signal.wait(job.period) {
             return;
         }
-    }
-}
-
-/// Sleeps until somebody reads.
-fn read_ahead(vfs: &Vfs, signal: &Signal) {
-    let mut quiet = Quiet::new("read-ahead");
-    while signal.wait(Duration::from_secs(3600)) {
-        quiet.hear(&vfs.read_ahead(&|| !signal.stopped()).map(|()| false), Instant::now());
     }
 }
 

@@ -41,8 +41,7 @@ const MISSED_MAX: usize = 64;
 const FAILURES_MAX: u32 = 8;
 /// After so many files in a row that were not ready it is not known any more in which order somebody reads.
 const LATELY: u32 = 4;
-/// After so many of them, in whatever directories, only two of 4 are looked at, then of 16, in the
-/// end of 64.
+/// After so many of them, in whatever directories, only two of 4 are looked at, then of 16, in the end of 64.
 const UNLUCKY: u32 = 64;
 
 /// The order in which the files of a directory are read.
@@ -216,11 +215,7 @@ impl State {
         self.missed.len() > 1 || self.lately.is_some()
     }
 
-    fn is_ready(&self, ino: Ino) -> bool {
-        self.ready.peek(&ino).is_some_and(Ready::is_fresh)
-    }
-
-    /// The same.
+    /// The same for one that is opened.
     fn was_opened(&mut self, ino: Ino) -> bool {
         let ready = self.ready.peek_mut(&ino).filter(|ready| !ready.used && ready.is_fresh());
         let Some(ready) = ready else { return false };
@@ -244,6 +239,10 @@ impl State {
             self.more.push_back(dir);
         }
         more
+    }
+
+    fn is_ready(&self, ino: Ino) -> bool {
+        self.ready.peek(&ino).is_some_and(Ready::is_fresh)
     }
 
     fn next_task(&mut self) -> Option<Task> {

@@ -117,11 +117,7 @@ impl Descriptors {
         source: Source,
         open: impl FnOnce() -> Result<Reader, E>,
     ) -> Result<Arc<Reader>, E> {
-        if let Some(kept) = self.readers.lock().get_mut(&source) {
-            (kept.used, kept.early) = (Instant::now(), false);
-            return Ok(kept.reader.clone());
-        }
-        self.keep(source, open, false)
+        self.known_or_kept(source, open, false)
     }
 
     /// The same for an open(2), which is told when the blob is lost or cut: it is opened anew, unless that was just done for it.
@@ -146,11 +142,21 @@ impl Descriptors {
         source: Source,
         open: impl FnOnce() -> Result<Reader, E>,
     ) -> Result<Arc<Reader>, E> {
+        self.known_or_kept(source, open, true)
+    }
+
+    fn known_or_kept<E>(
+        &self,
+        source: Source,
+        open: impl FnOnce() -> Result<Reader, E>,
+        early: bool,
+    ) -> Result<Arc<Reader>, E> {
         if let Some(kept) = self.readers.lock().get_mut(&source) {
             kept.used = Instant::now();
+            kept.early &= early;
             return Ok(kept.reader.clone());
         }
-        self.keep(source, open, true)
+        self.keep(source, open, early)
     }
 
     fn keep<E>(

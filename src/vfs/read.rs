@@ -61,6 +61,13 @@ impl Vfs {
         }
     }
 
+    /// A seek beyond the end is an answer, and no failure of the reader.
+    fn forget_failed(&self, reader: &Arc<Reader>, error: &Error) {
+        if matches!(error, Error::Io { .. }) {
+            self.descriptors.forget_failed(reader);
+        }
+    }
+
     /// What is read next is read anew, perhaps of another object: it must not be joined to what was read before.
     fn doubt(&self, source: Source, error: &Error, known: u64) {
         let (Source::Blob(sum), Error::Io { source: error, .. }) = (source, error) else { return };
@@ -101,14 +108,14 @@ impl Vfs {
                 let known = self.store.alterations().last();
                 // Nobody writes to what is far away, and one who waits for it must not hold up those who do not.
                 return act(&reader).inspect_err(|error| {
-                    self.descriptors.forget_failed(&reader);
+                    self.forget_failed(&reader, error);
                     self.doubt(source, error, known);
                 });
             }
             let _gate = self.blob_reads.read();
             if self.hand_overs.load(Ordering::Acquire) == before {
                 // Who tries again may get another copy.
-                return act(&reader).inspect_err(|_| self.descriptors.forget_failed(&reader));
+                return act(&reader).inspect_err(|error| self.forget_failed(&reader, error));
             }
         }
     }

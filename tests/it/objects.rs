@@ -339,6 +339,17 @@ fn what_was_altered_in_the_bucket_is_healed_from_the_cache() {
     });
 }
 
+/// Has everything uploaded, and nothing of it on this host.
+fn leave_to_the_server(depot: &Depot) {
+    depot.cli(&["flush", depot.dir_str(), "--wait"]).ok();
+    depot.umount();
+    depot.mount();
+    eventually("the cache to be empty", || {
+        depot.cli(&["cache", "drop", depot.dir_str(), "--all"]).ok();
+        crate::cache::cache(depot)["entries"] == 0
+    });
+}
+
 /// However far the kernel reads ahead: of one who says that he reads in order it is twice as far.
 #[test]
 fn one_who_reads_in_order_has_nothing_fetched_twice() {
@@ -349,13 +360,7 @@ fn one_who_reads_in_order_has_nothing_fetched_twice() {
         let contents = [noise(1, LEN), noise(2, LEN)];
         let path = |i: usize| depot.path(format!("repo/file{i}"));
         contents.iter().enumerate().for_each(|(i, bytes)| fs::write(path(i), bytes).unwrap());
-        depot.cli(&["flush", depot.dir_str(), "--wait"]).ok();
-        depot.umount();
-        depot.mount();
-        eventually("the cache to be empty", || {
-            depot.cli(&["cache", "drop", depot.dir_str(), "--all"]).ok();
-            crate::cache::cache(&depot)["entries"] == 0
-        });
+        leave_to_the_server(&depot);
         proxy.delay(Duration::from_millis(50));
         for (i, bytes) in contents.iter().enumerate() {
             proxy.forget();
@@ -382,13 +387,7 @@ fn a_slow_server_is_asked_for_little_at_a_time() {
         let bytes = noise(3, 4 << 20);
         let (_server, proxy, depot) = behind_a_proxy(&["chain=cache-fs,eventual,retry,s3-storage-v3"]);
         fs::write(depot.path("repo/file"), &bytes).unwrap();
-        depot.cli(&["flush", depot.dir_str(), "--wait"]).ok();
-        depot.umount();
-        depot.mount();
-        eventually("the cache to be empty", || {
-            depot.cli(&["cache", "drop", depot.dir_str(), "--all"]).ok();
-            crate::cache::cache(&depot)["entries"] == 0
-        });
+        leave_to_the_server(&depot);
         proxy.forget();
         proxy.delay(Duration::from_millis(1_200));
         assert!(fs::read(depot.path("repo/file")).unwrap() == bytes);

@@ -55,6 +55,8 @@ pub fn read(course: &mut Course<'_>) -> Result<()> {
     let mut mount = course.set_up(Peer::Mount, || lab.mount())?;
     lab.warm()?;
     for _ in 0..run.rounds {
+        // Whoever failed before may have left it slow.
+        lab.proxy.limit(0);
         course.turn(Peer::Get, |turn| {
             for _ in 0..5 {
                 turn.measure("4 KiB of 1 GiB", far(Client::Nobody, &lab), || lab.get(KEY, 0))?;
@@ -69,43 +71,17 @@ pub fn read(course: &mut Course<'_>) -> Result<()> {
         course.turn(Peer::Depotfs, |turn| {
             let depot = need(&depot)?;
             let (path, client) = (depot.repository().join("large"), Client::Daemon(depot));
-            let forget = || depot.forget().and_then(|()| lab.warm());
-            forget()?;
-            first(turn, &lab, &path, len, client, ON_LOOPBACK)?;
-            again(turn, &path, len, client)?;
-            forget()?;
-            many(turn, &lab, &path, len, client, ON_LOOPBACK)?;
-            forget()?;
-            lab.proxy.limit(NETWORK);
-            first(turn, &lab, &path, len, client, ON_NETWORK)?;
-            lab.proxy.limit(0);
-            forget()?;
-            lab.proxy.limit(NETWORK);
-            many(turn, &lab, &path, len, client, ON_NETWORK)?;
-            lab.proxy.limit(0);
-            Ok(())
+            let large = Large { lab: &lab, path: &path, len };
+            large.reads(turn, || depot.forget().map(|()| client))
         })?;
         course.turn(Peer::Mount, |turn| {
             let mount = mount.as_mut().context("it was not set up")?;
             let path = mount.dir().join(KEY);
-            let mut forget = || {
+            let large = Large { lab: &lab, path: &path, len };
+            large.reads(turn, || {
                 mount.forget()?;
-                lab.warm()?;
-                Ok::<_, anyhow::Error>(Client::Process(mount.pid().context("no process")?))
-            };
-            let client = forget()?;
-            first(turn, &lab, &path, len, client, ON_LOOPBACK)?;
-            again(turn, &path, len, client)?;
-            many(turn, &lab, &path, len, forget()?, ON_LOOPBACK)?;
-            let client = forget()?;
-            lab.proxy.limit(NETWORK);
-            first(turn, &lab, &path, len, client, ON_NETWORK)?;
-            lab.proxy.limit(0);
-            let client = forget()?;
-            lab.proxy.limit(NETWORK);
-            many(turn, &lab, &path, len, client, ON_NETWORK)?;
-            lab.proxy.limit(0);
-            Ok(())
+                Ok(Client::Process(mount.pid().context("no process")?))
+            })
         })?;
     }
     Ok(())
@@ -145,64 +121,75 @@ fn read_all(path: &Path, len: u64) -> Result<Duration> {
     Ok(first)
 }
 
-/// The first read: its first bytes, and all of them. Fails when the far side was not asked for all of them.
-fn first(
-    turn: &mut Turn<'_>,
-    lab: &Lab,
-    path: &Path,
+/// The object as somebody shows it.
+struct Large<'a> {
+    lab: &'a Lab,
+    path: &'a Path,
     len: u64,
-    client: Client<'_>,
-    names: Names,
-) -> Result<()> {
-    touch_memory(PLACES * len);
-    let first = turn.measure(names[0], far(client, lab), || {
-        let first = read_all(path, len)?;
-        ensure!(lab.passed().0 >= len, "a first read that the server did not serve");
-        Ok(first)
-    })?;
-    if names == ON_LOOPBACK {
-        turn.seconds("first byte of 1 GiB", first.as_secs_f64());
-    }
-    Ok(())
 }
 
-/// The second read, and some more like it: one takes hundredths of a second.
+impl Large<'_> {
+    /// All reads, on loopback and over the network. `forget` empties the caches, and tells who does the work then.
+    fn reads<'a>(&self, turn: &mut Turn<'_>, mut forget: impl FnMut() -> Result<Client<'a>>) -> Result<()> {
+        let mut cold = |rate| {
+            self.lab.proxy.limit(0);
+            let client = forget()?;
+            self.lab.warm()?;
+            self.lab.proxy.limit(rate);
+            Ok::<_, anyhow::Error>(client)
+        };
+        let [one, many] = ON_LOOPBACK;
+        let client = cold(0)?;
+        let first = self.first(turn, client, one)?;
+        turn.seconds("first byte of 1 GiB", first.as_secs_f64());
+        again(turn, self.path, self.len, client)?;
+        self.many(turn, cold(0)?, many)?;
+        let left = self.lab.passed().0;
+        turn.count("times that each byte left the server, 16 first readers", left as f64 / self.len as f64);
+        let [one, many] = ON_NETWORK;
+        self.first(turn, cold(NETWORK)?, one)?;
+        self.many(turn, cold(NETWORK)?, many)
+    }
+
+    /// The first read; how long its first bytes took. Fails when the far side was not asked for all of them.
+    fn first(&self, turn: &mut Turn<'_>, client: Client<'_>, name: &'static str) -> Result<Duration> {
+        touch_memory(PLACES * self.len);
+        turn.measure(name, far(client, self.lab), || {
+            let first = read_all(self.path, self.len)?;
+            self.was_served()?;
+            Ok(first)
+        })
+    }
+
+    /// Many first readers, who begin at once.
+    fn many(&self, turn: &mut Turn<'_>, client: Client<'_>, name: &'static str) -> Result<()> {
+        touch_memory(PLACES * self.len);
+        turn.measure(name, far(client, self.lab), || {
+            let barrier = Barrier::new(READERS);
+            thread::scope(|scope| {
+                let read = || {
+                    barrier.wait();
+                    read_all(self.path, self.len).map(drop)
+                };
+                let readers: Vec<_> = (0..READERS).map(|_| scope.spawn(read)).collect();
+                let mut done = readers.into_iter().map(|reader| reader.join());
+                done.try_for_each(|done| done.unwrap_or_else(|_| bail!("a reader panicked")))
+            })?;
+            self.was_served()
+        })
+    }
+
+    fn was_served(&self) -> Result<()> {
+        ensure!(self.lab.passed().0 >= self.len, "a first read that the server did not serve");
+        Ok(())
+    }
+}
+
+/// A read of what is in memory, a few times: one takes hundredths of a second.
 fn again(turn: &mut Turn<'_>, path: &Path, len: u64, client: Client<'_>) -> Result<()> {
     let near = Meter { client, lab: None };
     for _ in 0..AGAIN {
         turn.measure("second read of 1 GiB", near, || read_all(path, len))?;
     }
-    Ok(())
-}
-
-/// Many first readers, who begin at once.
-fn many(
-    turn: &mut Turn<'_>,
-    lab: &Lab,
-    path: &Path,
-    len: u64,
-    client: Client<'_>,
-    names: Names,
-) -> Result<()> {
-    touch_memory(PLACES * len);
-    turn.measure(names[1], far(client, lab), || {
-        let barrier = Barrier::new(READERS);
-        thread::scope(|scope| {
-            let read = || {
-                barrier.wait();
-                read_all(path, len).map(drop)
-            };
-            let readers: Vec<_> = (0..READERS).map(|_| scope.spawn(read)).collect();
-            let mut done = readers.into_iter().map(|reader| reader.join());
-            done.try_for_each(|done| done.unwrap_or_else(|_| bail!("a reader panicked")))
-        })?;
-        ensure!(lab.passed().0 >= len, "a first read that the server did not serve");
-        Ok(())
-    })?;
-    let left = lab.passed().0;
-    if names == ON_NETWORK {
-        return Ok(());
-    }
-    turn.count("times that each byte left the server, 16 first readers", left as f64 / len as f64);
     Ok(())
 }

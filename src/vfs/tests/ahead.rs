@@ -189,6 +189,17 @@ fn a_blob_that_is_cut_or_lost_after_it_was_made_ready_is_an_error_at_open() {
 }
 
 #[test]
+fn a_seek_beyond_the_end_costs_no_descriptor() {
+    let (dir, vfs) = tree(false);
+    let ino = files(&vfs, "dir", std::iter::once("file".into()))[0];
+    read(&vfs, ino);
+    let sum = vfs.inode(ino).unwrap().checksum.unwrap().to_string();
+    std::fs::remove_file(dir.path().join("filestore").join(&sum[..2]).join(sum)).unwrap();
+    assert!(matches!(vfs.seek(ino, 1 << 20, Seek::Data), Err(Error::BeyondEnd)));
+    assert!(vfs.read(ino, 0, 0, &mut [0; 100]).unwrap() > 0, "by the descriptor of before");
+}
+
+#[test]
 fn what_is_not_sealed_or_empty_or_gone_is_no_matter() {
     let (_dir, vfs) = tree(false);
     let inos = files(&vfs, "dir", (0..10).map(|i| i.to_string()));
